@@ -1,0 +1,144 @@
+"""The 3D morphable face model, whatever its origin: a mean face plus linear identity, expression and albedo modes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from models.types import LANDMARK_COUNT, PART_NAMES
+
+
+class MorphableModel(nn.Module):
+    """Linear face model in millimetres with modes scaled so that a coefficient of 1 is one standard deviation.
+
+    Convention: +x the subject's left, +y up, +z out of the face; triangles are counter-clockwise from outside.
+    Albedo is linear RGB reflectance in [0, 1]. Expression modes of ARKit-named models are displacements at full activation.
+    Raises: ValueError naming the array, its shape and the expected one, if the arrays do not fit together.
+    """
+
+    mean: Float[Tensor, "V 3"]
+    identity_basis: Float[Tensor, "I V 3"]
+    expression_basis: Float[Tensor, "E V 3"]
+    albedo_mean: Float[Tensor, "V 3"]
+    albedo_basis: Float[Tensor, "T V 3"]
+    triangles: Int[Tensor, "F 3"]
+    landmark_vertices: Int[Tensor, "68"]
+    uv: Float[Tensor, "V 2"]
+    parts: Int[Tensor, "V"]
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        licence: str,
+        mean: Float[Tensor, "V 3"],
+        identity_basis: Float[Tensor, "I V 3"],
+        expression_basis: Float[Tensor, "E V 3"],
+        expression_names: Sequence[str],
+        albedo_mean: Float[Tensor, "V 3"],
+        albedo_basis: Float[Tensor, "T V 3"],
+        triangles: Int[Tensor, "F 3"],
+        landmark_vertices: Int[Tensor, "68"],
+        uv: Float[Tensor, "V 2"],
+        parts: Int[Tensor, "V"],
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.licence = licence
+        self.expression_names = tuple(expression_names)
+        arrays = {
+            "mean": mean.float(),
+            "identity_basis": identity_basis.float(),
+            "expression_basis": expression_basis.float(),
+            "albedo_mean": albedo_mean.float(),
+            "albedo_basis": albedo_basis.float(),
+            "triangles": triangles.long(),
+            "landmark_vertices": landmark_vertices.long(),
+            "uv": uv.float(),
+            "parts": parts.long(),
+        }
+        for key, array in arrays.items():
+            # The model is data that a checkpoint refers to by hash, so it stays out of the state dict.
+            self.register_buffer(key, array.contiguous(), persistent=False)
+        self._check()
+
+    def _check(self) -> None:
+        count = self.vertex_count
+        expected = {
+            "mean": (count, 3),
+            "identity_basis": (self.identity_size, count, 3),
+            "expression_basis": (len(self.expression_names), count, 3),
+            "albedo_mean": (count, 3),
+            "albedo_basis": (self.albedo_size, count, 3),
+            "triangles": (len(self.triangles), 3),
+            "landmark_vertices": (LANDMARK_COUNT,),
+            "uv": (count, 2),
+            "parts": (count,),
+        }
+        for key, shape in expected.items():
+            found = tuple(getattr(self, key).shape)
+            if found != shape:
+                raise ValueError(f"face model {self.name}: {key} has shape {found}, expected {shape}")
+        for key, limit in (("triangles", count), ("landmark_vertices", count), ("parts", len(PART_NAMES))):
+            values = getattr(self, key)
+            if values.numel() and not (0 <= int(values.min()) and int(values.max()) < limit):
+                raise ValueError(
+                    f"face model {self.name}: {key} holds {int(values.min())} to {int(values.max())}, expected 0 to {limit - 1}"
+                )
+        for key in ("mean", "identity_basis", "expression_basis", "albedo_mean", "albedo_basis"):
+            if not torch.isfinite(getattr(self, key)).all():
+                raise ValueError(f"face model {self.name}: {key} has values that are not finite")
+
+    @property
+    def vertex_count(self) -> int:
+        """V."""
+        return len(self.mean)
+
+    @property
+    def identity_size(self) -> int:
+        """I."""
+        return len(self.identity_basis)
+
+    @property
+    def expression_size(self) -> int:
+        """E."""
+        return len(self.expression_basis)
+
+    @property
+    def albedo_size(self) -> int:
+        """T."""
+        return len(self.albedo_basis)
+
+    def vertices(
+        self, identity: Float[Tensor, "B I"], expression: Float[Tensor, "B E"] | None = None
+    ) -> Float[Tensor, "B V 3"]:
+        """Vertices in model space, millimetres; neutral where no expression is given."""
+        offsets = identity @ self.identity_basis.flatten(1)
+        if expression is not None:
+            offsets = offsets + expression @ self.expression_basis.flatten(1)
+        return self.mean + offsets.unflatten(1, (-1, 3))
+
+    def albedo(self, coefficients: Float[Tensor, "B T"]) -> Float[Tensor, "B V 3"]:
+        """Linear RGB reflectance per vertex, clamped to [0, 1]."""
+        offsets = (coefficients @ self.albedo_basis.flatten(1)).unflatten(1, (-1, 3))
+        return (self.albedo_mean + offsets).clamp(0.0, 1.0)
+
+    def landmarks(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B 68 3"]:
+        """The 68 iBUG points of meshes in this topology."""
+        return vertices[:, self.landmark_vertices]
+
+    def part(self, name: str) -> Tensor:
+        """Mask (V,) of the vertices of one of `PART_NAMES`."""
+        return self.parts == PART_NAMES.index(name)
+
+    def content_hash(self) -> str:
+        """Hash of every array, so that a checkpoint can refuse a face model that it was not trained with."""
+        digest = hashlib.sha256(repr(self.expression_names).encode())
+        for key, array in self.named_buffers():
+            digest.update(key.encode())
+            digest.update(array.cpu().numpy().tobytes())
+        return digest.hexdigest()[:16]

@@ -1,0 +1,237 @@
+"""Where a stage's files lie, their table schemas, and writers that leave either the whole thing or nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+STAGES = (
+    "ingest",
+    "train_detector",
+    "train_geometry",
+    "detect_landmarks",
+    "validate_labels",
+    "train_self_supervised",
+    "train_supervised",
+    "train_fused",
+    "refusion",
+    "evaluate",
+    "register",
+)
+
+_floats = pa.list_(pa.float32())
+
+SAMPLES = pa.schema(
+    [
+        ("sample_id", pa.string()),  # hash of the stored pixels, so that duplicates merge
+        ("source", pa.string()),
+        ("path", pa.string()),  # relative to the source's folder; empty for rendered photos
+        ("person", pa.string()),  # source/person, unique over all sources
+        ("split", pa.string()),  # train, validation or test; one per person
+        ("labelled", pa.bool_()),  # may training see the mesh
+        ("mesh_id", pa.string()),  # row of meshes.parquet, null without a mesh
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("shard", pa.string()),  # file name of the image shard
+        ("landmarks", _floats),  # 136 numbers x0, y0 … in pixels of the stored photo: annotation or ground truth, or null
+        ("rotation", _floats),  # 3 numbers, true axis-angle where known, or null
+    ]
+)
+"""`ingest/samples.parquet`: one row per accepted photo."""
+
+IMAGES = pa.schema([("sample_id", pa.string()), ("image", pa.binary())])
+"""`ingest/images-NNNNN.parquet`: encoded RGB photos (PNG or JPEG), upright, 8 bit."""
+
+MESHES = pa.schema(
+    [
+        ("mesh_id", pa.string()),
+        ("person", pa.string()),
+        ("vertices", _floats),  # 3 V numbers in model space, mm, with expression: what a scanner sees
+        ("neutral", _floats),  # the same person without expression where known, or null
+        ("fit_error_mm", pa.float32()),  # residual of the registration; 0 for rendered truth
+        ("coverage", pa.float32()),  # share of the face that the scan covers
+    ]
+)
+"""`ingest/meshes.parquet`: one row per label mesh."""
+
+QUARANTINE = pa.schema(
+    [
+        ("source", pa.string()),
+        ("path", pa.string()),
+        ("sample_id", pa.string()),  # null before a photo could be read
+        ("reason", pa.string()),  # a short code, e.g. not_an_image
+        ("detail", pa.string()),  # what was found, what was expected
+    ]
+)
+"""`<stage>/quarantine.parquet`: what was refused and why."""
+
+LANDMARKS = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("landmarks", _floats),  # 136 numbers in pixels of the stored photo
+        ("confidence", _floats),  # 68 numbers in [0, 1]
+        ("box", _floats),  # x0, y0, x1, y1 around the points
+        ("face_score", pa.float32()),
+        ("yaw_deg", pa.float32()),
+        ("pitch_deg", pa.float32()),
+        ("roll_deg", pa.float32()),
+    ]
+)
+"""`detect_landmarks/landmarks.parquet`: one row per photo in which a face was found."""
+
+CLEAN = pa.schema(
+    [
+        *SAMPLES.remove(SAMPLES.get_field_index("landmarks")),
+        ("annotation", _floats),  # SAMPLES.landmarks under a name of its own
+        *[field for field in LANDMARKS if field.name != "sample_id"],
+        ("label_quality", pa.float32()),  # [0, 1] for samples with a mesh, else null
+        ("affine", _floats),  # 9 numbers, row-major, crop pixels -> photo pixels
+    ]
+)
+"""`validate_labels/clean.parquet`: the rows that every later stage reads."""
+
+CROPS = pa.schema([("sample_id", pa.string()), ("crop", pa.binary())])
+"""`validate_labels/crops-NNNNN.parquet`: raw RGB bytes of `crop_size_px`² pixels, row-major."""
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A folder with `params.yaml` and `artifacts/`."""
+
+    root: Path
+
+    @property
+    def params(self) -> Path:
+        """The parameters of this workspace."""
+        return self.root / "params.yaml"
+
+    def folder(self, stage: str) -> Path:
+        """Output folder of a stage.
+
+        Raises: ValueError if no stage has that name.
+        """
+        if stage not in STAGES:
+            raise ValueError(f"stage {stage!r} is unknown, expected one of {', '.join(STAGES)}")
+        return self.root / "artifacts" / stage
+
+    def progress(self, stage: str) -> Path:
+        """Where a running stage keeps what it needs to resume; outside the outputs, which DVC clears before a run."""
+        return self.root / ".mien" / "progress" / stage
+
+    def resolve(self, path: Path) -> Path:
+        """A path from `params.yaml`, relative to the workspace."""
+        return path if path.is_absolute() else self.root / path
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder that takes the place of `path` if the block succeeds, and vanishes if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        temporary.chmod(0o755)
+        yield temporary
+        old = None
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+            path.rename(old / path.name)
+        temporary.rename(path)
+        if old:
+            shutil.rmtree(old)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def replace_file(path: Path) -> Iterator[Path]:
+    """Give a temporary file name that takes the place of `path` if the block succeeds, and vanishes if it fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_table(path: Path, rows: list[dict[str, Any]] | dict[str, list[Any]], schema: pa.Schema) -> None:
+    """Write rows as Parquet.
+
+    Raises: ValueError naming the file if a row does not fit the schema.
+    """
+    try:
+        if isinstance(rows, dict):
+            table = pa.Table.from_pydict(rows, schema=schema)
+        else:
+            table = pa.Table.from_pylist(rows, schema=schema)
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    with replace_file(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a Parquet table and check its schema.
+
+    Raises: FileNotFoundError or ValueError naming the file and the stage that makes it.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: missing; run the stage {path.parent.name} first")
+    table = pq.read_table(path)
+    if not table.schema.equals(schema):
+        raise ValueError(f"{path}: columns {table.column_names}, expected {schema.names}; run {path.parent.name} again")
+    return table
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write JSON for people to read; not-a-number is refused."""
+    with replace_file(path) as temporary:
+        temporary.write_text(json.dumps(data, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises: FileNotFoundError naming the stage that makes the file.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: missing; run the stage {path.parent.name} first")
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
+    """Save tensors and plain values."""
+    with replace_file(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Load what `save_checkpoint` wrote; executes nothing.
+
+    Raises: FileNotFoundError or ValueError naming the file and the remedy.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: missing; run the stage {path.parent.name} first")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that is not a checkpoint
+        raise ValueError(f"{path}: not a checkpoint of Mien ({type(error).__name__}); train again") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: holds a {type(content).__name__}, expected a checkpoint of Mien; train again")
+    return content
