@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -268,6 +269,10 @@ class RegisterParams(Section):
     """None: SQLite in the workspace's `mlruns/`."""
 
 
+# The section must be called like its stage; that every abstract class has a method `register` does no harm to a field.
+warnings.filterwarnings("ignore", message='Field name "register" in "Params" shadows', category=UserWarning)
+
+
 class Params(Section):
     """The whole of `params.yaml`."""
 
@@ -284,7 +289,7 @@ class Params(Section):
     train_fused: TrainingParams
     refusion: RefusionParams = RefusionParams()
     evaluate: EvaluateParams = EvaluateParams()
-    register: RegisterParams = Field(default=RegisterParams(), alias="register")
+    register: RegisterParams = RegisterParams()
 
     @model_validator(mode="after")
     def _losses_have_what_they_need(self) -> Params:

@@ -1,0 +1,106 @@
+"""Runs in a local MLflow store: what is logged, how runs nest, and how they end."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from tasks.artifacts import Workspace
+from tasks.params import Params, RegisterParams, parse_params
+from tasks.tracking import TrackingError, data_versions, finite, flatten, track, tracking_client, tracking_uri
+
+SOURCE = {"source": "faces", "share": 1.0, "losses": {"photo": 1.9}}
+TRAINING = {"init": "train_geometry", "steps": 1, "sources": [SOURCE]}
+
+
+@pytest.fixture(scope="module")
+def params() -> Params:
+    return parse_params(
+        {
+            "ingest": {"sources": [{"kind": "synthetic", "name": "faces", "persons": 2}]},
+            "train_self_supervised": TRAINING,
+            "train_supervised": TRAINING,
+            "train_fused": TRAINING,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    # One store for the module: making its tables is what takes the time.
+    return Workspace(tmp_path_factory.mktemp("workspace"))
+
+
+def test_run_keeps_parameters_curve_and_file(params: Params, workspace: Workspace, tmp_path: Path) -> None:
+    note = tmp_path / "note.txt"
+    note.write_text("kept")
+    with track(params, workspace, "train_fused") as run:
+        run.curve({"step": step, "split": "train", "name": "photo", "value": 1.0 / (1 + step)} for step in range(1100))
+        run.metrics({"similarity": 0.75, "scan_error_mm": None}, step=1100)
+        run.artifact(note)
+    stored = tracking_client(params, workspace).get_run(run.run_id)
+    assert stored.info.status == "FINISHED"
+    assert stored.info.run_name == "train_fused"
+    assert stored.data.params["train_fused.sources.0.losses.photo"] == "1.9"
+    assert stored.data.params["encoder.width"] == "24"
+    assert "train_detector.epochs" not in stored.data.params
+    assert stored.data.metrics == {"train/photo": pytest.approx(1.0 / 1100), "similarity": 0.75}
+    history = run.client.get_metric_history(run.run_id, "train/photo")
+    assert sorted(point.step for point in history) == list(range(1100))
+    kept = list((workspace.root / "mlruns" / "artifacts").rglob("note.txt"))
+    assert [path.read_text() for path in kept] == ["kept"]
+
+
+def test_rounds_are_nested_runs(params: Params, workspace: Workspace) -> None:
+    with track(params, workspace, "refusion") as run:
+        for number in (1, 2):
+            with run.child(f"round_{number}") as round_run:
+                round_run.metrics({"similarity": 0.5 + 0.1 * number})
+    rounds = run.client.search_runs([run.experiment_id], f"tags.mlflow.parentRunId = '{run.run_id}'")
+    assert {found.info.run_name: found.data.metrics["similarity"] for found in rounds} == {
+        "round_1": pytest.approx(0.6),
+        "round_2": pytest.approx(0.7),
+    }
+
+
+@pytest.mark.parametrize(("error", "status"), [(ValueError, "FAILED"), (KeyboardInterrupt, "KILLED")])
+def test_run_that_breaks_is_closed(
+    params: Params, workspace: Workspace, error: type[BaseException], status: str
+) -> None:
+    with pytest.raises(error), track(params, workspace, "evaluate") as run:
+        raise error
+    assert tracking_client(params, workspace).get_run(run.run_id).info.status == status
+
+
+def test_unknown_stage_is_refused(params: Params, workspace: Workspace) -> None:
+    with pytest.raises(ValueError, match="stage 'train' is unknown"), track(params, workspace, "train"):
+        pass
+
+
+def test_local_address_is_absolute(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert tracking_uri(params, Workspace(Path("."))) == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+
+
+def test_unusable_address_is_one_line(params: Params, workspace: Workspace) -> None:
+    wrong = params.model_copy(update={"register": RegisterParams(tracking_uri="gopher://nowhere")})
+    with pytest.raises(TrackingError, match="change register.tracking_uri") as caught:
+        tracking_client(wrong, workspace)
+    assert "\n" not in str(caught.value)
+
+
+def test_inputs_are_named_by_the_hash_of_dvc(tmp_path: Path) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {refusion: {cmd: x, deps: [tasks, artifacts/ingest]}}")
+    (tmp_path / "dvc.lock").write_text(
+        "stages: {ingest: {outs: [{path: artifacts/ingest, md5: 12ab.dir}]},"
+        " evaluate: {outs: [{path: artifacts/evaluate, md5: 34cd}]}}"
+    )
+    assert data_versions(Workspace(tmp_path), "refusion") == {"dvc.ingest": "12ab.dir"}
+    assert data_versions(Workspace(tmp_path / "elsewhere"), "refusion") == {}
+
+
+def test_nested_values_become_dotted_names() -> None:
+    assert flatten({"a": {"b": 1, "c": {}}, "d": [1, 2], "e": [{"f": None}]}) == {"a.b": 1, "d": [1, 2], "e.0.f": None}
+    assert finite({"a": {"b": 1, "c": math.nan, "d": None}, "e": "x", "f": True}) == {"a.b": 1.0}
