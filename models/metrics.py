@@ -71,7 +71,8 @@ def vertex_error(
     predicted: Float[Tensor, "B V 3"], target: Float[Tensor, "B V 3"], vertices: Bool[Tensor, "V"]
 ) -> Float[Tensor, "B"]:
     """Mean distance in millimetres of corresponding vertices, over the chosen ones; both already aligned."""
-    return torch.linalg.vector_norm((predicted - target)[:, vertices], dim=2).mean(1)
+    distance: Tensor = torch.linalg.vector_norm((predicted - target)[:, vertices], dim=2)
+    return distance.mean(1)
 
 
 def normal_error(
