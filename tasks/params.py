@@ -162,8 +162,10 @@ class TrainGeometryParams(Section):
     steps: PositiveCount = 4000
     batch_size: PositiveCount = 512
     learning_rate: Positive = 2e-3
-    width: PositiveCount = 512
-    blocks: PositiveCount = 3
+    width: PositiveCount = 256
+    blocks: PositiveCount = 2
+    refinements: Count = 2
+    """How often the first guess is corrected by what it misses."""
     max_yaw_deg: Annotated[float, Field(ge=0.0, le=90.0)] = 90.0
 
 

@@ -1,0 +1,97 @@
+"""The image branch, and how it joins the geometry branch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from models.face.morphable import MorphableModel
+from models.reconstruction.geometry_branch import GeometryBranch
+
+LIGHT_SIZE = 27
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut. Source: He et al. 2016, the basic block."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
+        super().__init__()
+        self.main = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+    def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D I J"]:
+        """Half the resolution where the stride is 2."""
+        return torch.relu(self.main(features) + self.shortcut(features))
+
+
+def slim_resnet(*, width: int, features: int) -> nn.Module:
+    """A ResNet of one block per stage: 1/32 of the resolution, then the mean over the image."""
+    widths = [width, 2 * width, 4 * width, 8 * width]
+    stem = [nn.Conv2d(3, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+    stages = [
+        ResidualBlock(inputs, outputs, stride=2) for inputs, outputs in zip([width, *widths], widths, strict=False)
+    ]
+    return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], features))
+
+
+BACKBONES: dict[str, Callable[..., nn.Module]] = {"resnet-slim": slim_resnet}
+"""Image branches by name: (width, features) -> module from (B, 3, S, S) to (B, features)."""
+
+
+class Encoder(nn.Module):
+    """Geometry branch plus image branch: raw numbers for identity, expression, pose, albedo and light.
+
+    The image branch adds corrections to what the landmarks say; they start at zero, so that training begins
+    from the pretrained geometry branch and not from noise.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: MorphableModel,
+        geometry_width: int,
+        geometry_blocks: int,
+        geometry_refinements: int,
+        backbone: str,
+        width: int,
+        features: int,
+    ) -> None:
+        super().__init__()
+        self.geometry = GeometryBranch(
+            model, width=geometry_width, blocks=geometry_blocks, refinements=geometry_refinements
+        )
+        self.sizes = self.geometry.sizes
+        self.appearance_sizes = (model.albedo_size, LIGHT_SIZE)
+        self.image = BACKBONES[backbone](width=width, features=features)
+        self.fusion = nn.Sequential(
+            nn.Linear(features + geometry_width, features), nn.LayerNorm(features), nn.SiLU(), nn.Linear(features, features), nn.SiLU()
+        )
+        self.correction = nn.Linear(features, sum(self.sizes))
+        self.appearance = nn.Linear(features, sum(self.appearance_sizes))
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
+        nn.init.zeros_(self.appearance.bias)
+        nn.init.normal_(self.appearance.weight, std=0.01)
+
+    def forward(
+        self,
+        image: Float[Tensor, "B 3 S S"],
+        landmarks: Float[Tensor, "B 68 2"],
+        confidence: Float[Tensor, "B 68"],
+    ) -> tuple[Float[Tensor, "B I"], Float[Tensor, "B E"], Float[Tensor, "B 6"], Float[Tensor, "B T"], Float[Tensor, "B 27"]]:
+        """Image in [0, 1]; landmarks in units of half the crop, zero at its centre."""
+        hidden, states = self.geometry(landmarks, confidence)
+        seen = self.image((image - 0.5) / 0.25)
+        fused = self.fusion(torch.cat([seen, hidden], 1))
+        shape, expression, pose = (states[-1] + self.correction(fused)).split(self.sizes, 1)
+        albedo, light = self.appearance(fused).split(self.appearance_sizes, 1)
+        return shape, expression, pose, albedo, light

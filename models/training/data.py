@@ -1,0 +1,144 @@
+"""Aligned crops in memory, and batches drawn from them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor
+
+from models.face.camera import crop_camera
+from models.face.crop import inside_photo
+from models.face.morphable import MorphableModel
+from models.rendering.shade import vertex_normals
+from models.types import Batch, Scan
+
+MIRRORED_LANDMARKS = (
+    *range(16, -1, -1),
+    *range(26, 16, -1),
+    *range(27, 31),
+    *range(35, 30, -1),
+    *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),
+    *(54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55),
+    *(64, 63, 62, 61, 60, 67, 66, 65),
+)
+"""Which iBUG point each one becomes in a mirrored photo."""
+
+JITTER = 0.15
+"""Range of random brightness and contrast on labelled crops, of which there are few."""
+
+
+@dataclass(frozen=True)
+class CropSet:
+    """All aligned crops of a split."""
+
+    sample_ids: tuple[str, ...]
+    source: tuple[str, ...]
+    images: UInt8[Tensor, "N 3 S S"]
+    landmarks: Float[Tensor, "N 68 2"]
+    """Detected points in pixels of the crop."""
+    confidence: Float[Tensor, "N 68"]
+    annotation: Float[Tensor, "N 68 2"]
+    """True or annotated points in pixels of the crop; NaN where there are none."""
+    person: Int[Tensor, "N"]
+    affine: Float[Tensor, "N 3 3"]
+    """Crop pixels to photo pixels."""
+    photo_size: Float[Tensor, "N 2"]
+    """Width and height of the photo."""
+    rotation: Float[Tensor, "N 3"]
+    """True axis-angle; NaN where unknown."""
+    yaw_deg: Float[Tensor, "N"]
+    quality: Float[Tensor, "N"]
+    """Label quality in [0, 1]; NaN without a mesh."""
+    mesh_index: Int[Tensor, "N"]
+    """Row of `vertices`, -1 without a mesh."""
+    vertices: Float[Tensor, "M V 3"]
+    """Label meshes in model space, mm, with expression."""
+    neutral: Float[Tensor, "M V 3"]
+    """The same persons without expression; NaN where unknown."""
+
+    def __len__(self) -> int:
+        """Number of crops."""
+        return len(self.sample_ids)
+
+    def of_source(self, name: str) -> Int[Tensor, "K"]:
+        """Indices of the crops of one source."""
+        return torch.tensor([place for place, source in enumerate(self.source) if source == name], dtype=torch.int64)
+
+
+def make_batch(
+    crops: CropSet,
+    indices: Int[Tensor, "B"],
+    *,
+    model: MorphableModel,
+    source: str,
+    labelled: bool,
+    generator: Generator | None = None,
+) -> Batch:
+    """Gather crops, with their label meshes if `labelled`; with a generator also augment them.
+
+    Augmentation: unlabelled crops are mirrored by chance; labelled ones change brightness and contrast, because a mirrored
+    face has another mesh.
+    """
+    size_px = crops.images.shape[-1]
+    image = crops.images[indices].float() / 255.0
+    landmarks, confidence = crops.landmarks[indices], crops.confidence[indices]
+    mask = inside_photo(crops.affine[indices], photo_size=crops.photo_size[indices], size_px=size_px)
+    if generator is not None and labelled:
+        gain, offset = 2.0 * JITTER * (torch.rand(2, len(indices), 1, 1, 1, generator=generator) - 0.5)
+        image = ((image - 0.5) * (1.0 + gain) + 0.5 + offset).clamp(0.0, 1.0)
+    elif generator is not None:
+        mirrored = torch.rand(len(indices), generator=generator) < 0.5
+        image = torch.where(mirrored[:, None, None, None], image.flip(3), image)
+        mask = torch.where(mirrored[:, None, None], mask.flip(2), mask)
+        order = list(MIRRORED_LANDMARKS)
+        flipped = landmarks[:, order] * landmarks.new_tensor([-1.0, 1.0]) + landmarks.new_tensor([size_px, 0.0])
+        landmarks = torch.where(mirrored[:, None, None], flipped, landmarks)
+        confidence = torch.where(mirrored[:, None], confidence[:, order], confidence)
+    scan = None
+    if labelled:
+        vertices = crops.vertices[crops.mesh_index[indices]]
+        scan = Scan(
+            vertices=vertices,
+            normals=vertex_normals(vertices, model.triangles),
+            landmarks=model.landmarks(vertices),
+        )
+    return Batch(
+        source=source,
+        sample_ids=tuple(crops.sample_ids[place] for place in indices.tolist()),
+        camera=crop_camera(len(indices), size_px),
+        image=image,
+        mask=mask,
+        landmarks=landmarks,
+        confidence=confidence,
+        person=crops.person[indices],
+        scan=scan,
+    )
+
+
+def draw_indices(
+    pool: Int[Tensor, "K"], count: int, *, weights: Float[Tensor, "K"] | None, generator: Generator
+) -> Int[Tensor, "B"]:
+    """Random members of a pool with replacement, in proportion to `weights` where given."""
+    if weights is None:
+        return pool[torch.randint(len(pool), (count,), generator=generator)]
+    return pool[torch.multinomial(weights.clamp_min(1e-3), count, replacement=True, generator=generator)]
+
+
+def split_counts(shares: dict[str, float], batch_size: int) -> dict[str, int]:
+    """Whole numbers that add up to the batch size, each at least one, nearest to the shares (largest remainder).
+
+    Raises: ValueError if the batch has fewer places than there are sources.
+    """
+    if batch_size < len(shares):
+        raise ValueError(f"batch_size is {batch_size}, expected at least one place for each of {len(shares)} sources")
+    exact = {name: share * batch_size for name, share in shares.items()}
+    counts = {name: max(1, int(value)) for name, value in exact.items()}
+    while sum(counts.values()) < batch_size:
+        name = max(counts, key=lambda key: exact[key] - counts[key])
+        counts[name] += 1
+    while sum(counts.values()) > batch_size:
+        name = max((key for key in counts if counts[key] > 1), key=lambda key: counts[key] - exact[key])
+        counts[name] -= 1
+    return counts

@@ -1,0 +1,305 @@
+"""Stages train_self_supervised, train_supervised and train_fused: method A, three times the same loop with other sources."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric import Fabric
+from torch import Generator, Tensor, nn
+
+from models.face.alignment import rigid_alignment, transform
+from models.face.camera import rotation_distance
+from models.face.morphable import MorphableModel
+from models.losses.objective import TERMS, Step, objective
+from models.metrics import landmark_error, similarity
+from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
+from models.training.data import CropSet, draw_indices, make_batch, split_counts
+from models.training.loop import LoopResult, LoopSettings, StepLoss, Validate, build_fabric, train
+from models.types import PART_NAMES, FaceCoefficients
+from tasks.artifacts import Workspace, load_checkpoint, replace_folder, save_checkpoint, write_json
+from tasks.dataset import load_crops
+from tasks.face_model import load_face_model
+from tasks.params import Params, TrainingParams, TrainingSource, is_labelled
+from tasks.tracking import track
+
+QUALITY_RATIOS = ((0.7, 1 / 2), (0.4, 1 / 3), (0.0, 1 / 4))
+"""Mean label quality from which on the labelled part of a batch is this large: 1:1, 2:1, 3:1. Source: method A.4."""
+
+EVALUATION_BATCH = 64
+
+
+def train_self_supervised(params: Params, workspace: Workspace) -> None:
+    """Stage 1: photo and landmark losses on unlabelled photos."""
+    train_stage(params, workspace, "train_self_supervised")
+
+
+def train_supervised(params: Params, workspace: Workspace) -> None:
+    """Stage 2: mesh losses on the few labelled photos; they reach shape only, while the labels drawn teach pose and light."""
+    train_stage(params, workspace, "train_supervised")
+
+
+def train_fused(params: Params, workspace: Workspace) -> None:
+    """Stage 3: both kinds of photos in every batch."""
+    train_stage(params, workspace, "train_fused")
+
+
+@dataclass(frozen=True)
+class Trainee:
+    """A reconstructor with the data it learns from and is judged by."""
+
+    reconstructor: Reconstructor
+    crops: CropSet
+    validation: CropSet
+    labelled: frozenset[str]
+    """Sources with meshes."""
+    shape_weights: Tensor
+    fabric: Fabric
+
+
+def train_stage(params: Params, workspace: Workspace, stage: str) -> None:
+    """Train one stage from the weights of its `init`; writes checkpoint.pt, curve.csv and metrics.json."""
+    section: TrainingParams = getattr(params, stage)
+    initial = workspace.folder(section.init) / "checkpoint.pt"
+    trainee = load_trainee(params, workspace, initial, sources=[source.source for source in section.sources])
+    shares = labelled_shares(section.sources, trainee, share=section.labelled_share)
+    with track(params, workspace, stage) as run, replace_folder(workspace.folder(stage)) as folder:
+        result = fit(
+            trainee,
+            section,
+            shares=shares,
+            seed=params.project.seed,
+            progress_folder=workspace.progress(stage),
+            identity=fingerprint(params, workspace, stage, [initial, workspace.folder("validate_labels") / "clean.parquet"]),
+            name=stage,
+        )
+        save_checkpoint(folder / "checkpoint.pt", reconstructor_content(trainee.reconstructor))
+        write_curve(folder / "curve.csv", result.curve)
+        numbers = {name: value for name, value in result.best.items() if name != "score"}
+        metrics = {
+            "best_step": result.best_step,
+            "steps": result.steps,
+            "seconds": round(result.seconds, 1),
+            "shares": shares,
+            "validation": numbers,
+        }
+        write_json(folder / "metrics.json", metrics)
+        run.curve(result.curve)
+        run.metrics({f"best/{name}": value for name, value in numbers.items()}, step=result.best_step)
+
+
+def load_trainee(params: Params, workspace: Workspace, checkpoint: Path, *, sources: Sequence[str]) -> Trainee:
+    """The network of a checkpoint with the training crops of some sources and the whole validation split."""
+    torch.manual_seed(params.project.seed)
+    model = load_face_model(params, workspace)
+    reconstructor = load_reconstructor(load_checkpoint(checkpoint), model)
+    known = {source.name: source for source in params.ingest.sources}
+    # Lips, brows and skin are what a scan measures; eyeballs and the mouth's inside hardly count.
+    inner = [PART_NAMES.index("eyes"), PART_NAMES.index("mouth")]
+    weights = torch.where(torch.isin(model.parts, torch.tensor(inner)), 0.1, 1.0)
+    crops = load_crops(workspace, params, split="train", sources=sources)
+    for name in sources:
+        if not len(crops.of_source(name)):
+            raise ValueError(f"source {name}: no training crops are left; see artifacts/validate_labels/quarantine.parquet")
+    return Trainee(
+        reconstructor=reconstructor,
+        crops=crops,
+        validation=load_crops(workspace, params, split="validation"),
+        labelled=frozenset(name for name in sources if is_labelled(known[name])),
+        shape_weights=weights,
+        fabric=build_fabric(device=params.project.device, precision=params.project.precision),
+    )
+
+
+def labelled_shares(
+    sources: Sequence[TrainingSource], trainee: Trainee, *, share: float | str | None
+) -> dict[str, float]:
+    """Each source's share of a batch; with `share` the labelled ones together get that much, or what their quality earns."""
+    shares = {source.source: source.share for source in sources}
+    labelled = sum(value for name, value in shares.items() if name in trainee.labelled)
+    if share is None or not 0.0 < labelled < 1.0:
+        return shares
+    if share == "by_quality":
+        chosen = torch.cat([trainee.crops.of_source(name) for name in trainee.labelled])
+        quality = float(trainee.crops.quality[chosen].nanmean())
+        share = next(ratio for limit, ratio in QUALITY_RATIOS if quality >= limit)
+    return {
+        name: value * (float(share) / labelled if name in trainee.labelled else (1.0 - float(share)) / (1.0 - labelled))
+        for name, value in shares.items()
+    }
+
+
+def fit(
+    trainee: Trainee,
+    section: TrainingParams,
+    *,
+    shares: Mapping[str, float],
+    seed: int,
+    progress_folder: Path,
+    identity: str,
+    name: str,
+) -> LoopResult:
+    """Run the training loop; the trainee's weights become those of the best validation."""
+    losses = {source.source: source.losses for source in section.sources}
+    return train(
+        trainee.fabric,
+        trainee.reconstructor.encoder,
+        settings=LoopSettings(
+            steps=section.steps,
+            learning_rate=section.learning_rate,
+            warmup_steps=min(section.warmup_steps, section.steps // 5 + 1),
+            weight_decay=section.weight_decay,
+            clip_norm=section.clip_norm,
+            validate_every=section.validate_every,
+            patience=section.patience,
+            seed=seed,
+            freeze_batch_norm=section.freeze_batch_norm,
+        ),
+        loss=_step_loss(trainee, losses, split_counts(dict(shares), section.batch_size)),
+        validate=_validation(trainee, losses),
+        progress_folder=progress_folder,
+        fingerprint=identity,
+        name=name,
+    )
+
+
+def _step_loss(trainee: Trainee, losses: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]) -> StepLoss:
+    pools = {name: trainee.crops.of_source(name) for name in counts}
+    reconstructor, crops = trainee.reconstructor, trainee.crops
+
+    def loss(encoder: nn.Module, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        batches = []
+        for name, count in counts.items():
+            labelled = name in trainee.labelled
+            weights = crops.quality[pools[name]] if labelled else None
+            indices = draw_indices(pools[name], count, weights=weights, generator=generator)
+            batches.append(
+                make_batch(
+                    crops, indices, model=reconstructor.model, source=name, labelled=labelled, generator=generator
+                )
+            )
+        # One pass for all sources: batch statistics see the mixture, and the processor a full batch.
+        coefficients = encode(
+            reconstructor,
+            encoder,
+            torch.cat([batch.image for batch in batches]),
+            torch.cat([batch.landmarks for batch in batches]),
+            torch.cat([batch.confidence for batch in batches]),
+        )
+        total, named, start = torch.zeros(()), {}, 0
+        for batch in batches:
+            stop = start + len(batch.image)
+            step = Step(reconstructor.model, batch, _part(coefficients, start, stop), trainee.shape_weights)
+            value, means = objective(step, losses[batch.source])
+            total = total + value * (len(batch.image) / len(coefficients.identity))
+            named |= {f"{batch.source}/{key}": mean for key, mean in means.items()}
+            start = stop
+        return total, named
+
+    return loss
+
+
+def encode(
+    reconstructor: Reconstructor, encoder: nn.Module, image: Tensor, landmarks: Tensor, confidence: Tensor
+) -> FaceCoefficients:
+    """Run the encoder as Fabric wrapped it, so that precision and processes are its business."""
+    image = image.contiguous(memory_format=torch.channels_last)
+    raw = encoder(image, reconstructor.normalize(landmarks), confidence)
+    return reconstructor.decode(raw)
+
+
+def _part(coefficients: FaceCoefficients, start: int, stop: int) -> FaceCoefficients:
+    fields = ("identity", "expression", "albedo", "lighting", "rotation", "translation")
+    return FaceCoefficients(**{field: getattr(coefficients, field)[start:stop] for field in fields})
+
+
+def _validation(trainee: Trainee, losses: Mapping[str, Mapping[str, float]]) -> Validate:
+    """Validation numbers and their score: shape and landmarks against the start where the stage uses meshes, else its losses."""
+    supervised = any("scan" in TERMS[name].needs for terms in losses.values() for name in terms)
+    start: dict[str, float] = {}
+    if supervised and bool((trainee.validation.mesh_index >= 0).any()):
+        trainee.reconstructor.eval()
+        start = measure(trainee.reconstructor, trainee.reconstructor.encoder, trainee.validation)
+    unlabelled = next((terms for name, terms in losses.items() if name not in trainee.labelled), None)
+    terms = unlabelled or {"photo": 1.0, "landmark": 1e-3}
+
+    def validate(encoder: nn.Module) -> dict[str, float]:
+        found = measure(trainee.reconstructor, encoder, trainee.validation, losses=terms)
+        if start:
+            shape, points = "vertex_error_mm", "landmark_nme"
+            found["score"] = found[shape] / start[shape] + found[points] / start[points]
+        else:
+            found["score"] = found["objective"]
+        return found
+
+    return validate
+
+
+@torch.no_grad()
+def measure(
+    reconstructor: Reconstructor,
+    encoder: nn.Module,
+    crops: CropSet,
+    *,
+    losses: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """Means over a split: landmark NME, similarity, and where the truth is known vertex error (mm) and pose error (°)."""
+    model = reconstructor.model
+    outer = model.part("skin") | model.part("lips") | model.part("brows")
+    sums: dict[str, list[Tensor]] = {}
+    for indices in torch.arange(len(crops)).split(EVALUATION_BATCH):
+        batch = make_batch(crops, indices, model=model, source="validation", labelled=False)
+        coefficients = encode(reconstructor, encoder, batch.image, batch.landmarks, batch.confidence)
+        found = reconstructor.reconstruct(coefficients, batch.camera, shade=True)
+        assert found.rendering is not None
+        annotation = crops.annotation[indices]
+        target = torch.where(annotation.isfinite(), annotation, batch.landmarks)
+        values = {
+            "landmark_nme": landmark_error(found.landmarks, target),
+            "similarity": similarity(batch.image, found.rendering.image, found.rendering.mask & batch.mask),
+            "pose_error_deg": rotation_distance(coefficients.rotation, crops.rotation[indices]).rad2deg(),
+        }
+        if losses is not None:
+            step = Step(model, batch, coefficients, outer.float())
+            values["objective"] = objective(step, losses)[0].expand(len(indices))
+        known = crops.mesh_index[indices] >= 0
+        if bool(known.any()):
+            values["vertex_error_mm"] = shape_error(model, found.neutral[known], crops, indices[known], outer)
+        for name, value in values.items():
+            sums.setdefault(name, []).append(value[value.isfinite()])
+    pooled = {name: torch.cat(parts) for name, parts in sums.items()}
+    return {name: float(values.mean()) for name, values in pooled.items() if len(values)}
+
+
+def shape_error(
+    model: MorphableModel, neutral: Tensor, crops: CropSet, indices: Tensor, chosen: Tensor
+) -> Tensor:
+    """Mean vertex distance in mm of neutral shapes after rigid alignment; the label with expression where that is all there is."""
+    meshes = crops.mesh_index[indices]
+    truth = crops.neutral[meshes]
+    truth = torch.where(truth.isfinite(), truth, crops.vertices[meshes])[:, chosen]
+    predicted = neutral[:, chosen]
+    rotation, translation, _ = rigid_alignment(predicted, truth)
+    return (transform(predicted, rotation, translation) - truth).norm(dim=2).mean(1)
+
+
+def fingerprint(params: Params, workspace: Workspace, stage: str, inputs: Sequence[Path]) -> str:
+    """Identifies a run, so that only an unfinished run of the same inputs and parameters is resumed."""
+    sections = ["project", "face_model", "encoder", "train_geometry", "validate_labels", stage]
+    digest = hashlib.sha256(repr([getattr(params, section) for section in sections]).encode())
+    for path in inputs:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def write_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows step, split, name, value of a training curve."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=["step", "split", "name", "value"])
+        writer.writeheader()
+        writer.writerows(rows)
