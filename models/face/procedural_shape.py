@@ -4,9 +4,9 @@ Convention: model space as in models/types.py, with the origin inside the head, 
 (0, -35.8, 40). Surface parameters are (across, down) in millimetres: `across` runs from the midline (0) to the edge in
 front of the ear (`ACROSS_MM`), `down` along the midline from the hairline to the neck. Front features are described in
 (x, y) of the head form before features, which `head_parameters` maps back to surface parameters.
-Source: distances follow the adult means of Farkas, Anthropometry of the Head and Face, 2nd ed. 1994 (n-gn 118, zy-zy 135,
-en-en 32, ex-ex 90, n-sn 52, al-al 34, ch-ch 52, sn-ls 15, ls-sto 8) and the pupil distance of ISO/TS 16976-2 headforms
-(63); sexes averaged. What lies between those points is modelled by eye.
+Source: distances follow the adult means of Farkas, Anthropometry of the Head and Face, 2nd ed. 1994 (n-gn 118,
+zy-zy 135, en-en 32, ex-ex 90, n-sn 52, al-al 34, ch-ch 52, sn-ls 15, ls-sto 8) and the pupil distance of the
+ISO/TS 16976-2 headforms (63); sexes averaged. What lies between those points is modelled by eye.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _splines() -> tuple[CubicSpline, RectBivariateSpline]:
 
 
 def _section(x: Values, down: Values, sections: CubicSpline) -> Points:
-    """Points of the head form at a given x: a superellipse whose front is rounded so that exponents below 2 have no edge."""
+    """Points of the head form at a given x: a superellipse with a rounded front, without an edge for exponents below 2."""
     middle_y, middle_z, edge_x, edge_y, edge_z, exponent = sections(down).T
     rounding = MIDLINE_ROUNDING_MM
     fraction = (np.hypot(x, rounding) - rounding) / (np.hypot(edge_x, rounding) - rounding)
@@ -99,9 +99,7 @@ def head_parameters(front: Plane) -> Plane:
     parameters = np.stack([front[:, 0] * 1.05, np.interp(-front[:, 1], -SECTIONS[:15, 0], DOWN_KNOTS[:15])], 1)
     for _ in range(12):
         here = head_form(parameters)[:, :2]
-        jacobian = np.stack(
-            [(head_form(parameters + 0.01 * step)[:, :2] - here) / 0.01 for step in np.eye(2)], axis=2
-        )
+        jacobian = np.stack([(head_form(parameters + 0.01 * step)[:, :2] - here) / 0.01 for step in np.eye(2)], axis=2)
         parameters = parameters + np.linalg.solve(jacobian, (front - here)[..., None])[..., 0]
     parameters[front[:, 0] == 0.0, 0] = 0.0
     return parameters
@@ -121,13 +119,15 @@ def eye_margin(count: int) -> Plane:
     return np.concatenate([INNER_CANTHUS[None], upper_row, OUTER_CANTHUS[None], lower_row[::-1]])
 
 
-_OUTER_UPPER = PchipInterpolator([0.0, 2.4, 5.4, 10.0, 16.0, 22.0, 26.0], [-28.9, -28.3, -27.5, -28.7, -31.6, -34.7, -36.4])
+_OUTER_UPPER = PchipInterpolator(
+    [0.0, 2.4, 5.4, 10.0, 16.0, 22.0, 26.0], [-28.9, -28.3, -27.5, -28.7, -31.6, -34.7, -36.4]
+)
 _SLIT = PchipInterpolator([0.0, 3.5, 8.0, 14.0, 20.0, 23.8, 26.0], [-36.2, -35.9, -35.5, -35.7, -36.1, -36.2, -36.4])
 _OUTER_LOWER = PchipInterpolator([0.0, 6.0, 11.0, 17.0, 22.0, 26.0], [-46.0, -45.5, -44.1, -41.1, -38.3, -36.4])
 
 
 def lip_heights(x: Values) -> tuple[Values, Values, Values]:
-    """y of the upper vermilion border, of the line between the lips and of the lower border at |x| up to the corner."""
+    """Heights of the upper vermilion border, of the line between the lips and of the lower border at |x| up to the corner."""
     x = np.clip(np.abs(x), 0.0, MOUTH_CORNER[0])
     return _OUTER_UPPER(x), _SLIT(x), _OUTER_LOWER(x)
 
@@ -139,14 +139,14 @@ def bump(front: Plane, x: float, y: float, width: float, height: float) -> Value
     return left if x == 0.0 else left + np.exp(-(((front[:, 0] + x) / width) ** 2) - dy)
 
 
-def smooth_step(value: Values, low: float, high: float) -> Values:
+def smooth_step(value: Values, low: float | Values, high: float | Values) -> Values:
     """0 below `low`, 1 above `high`, a quintic between."""
     t = np.clip((value - low) / (high - low), 0.0, 1.0)
     return t * t * t * (t * (6.0 * t - 15.0) + 10.0)
 
 
 def lid_depth(front: Plane) -> Values:
-    """z of the skin over the subject's left eyeball: a sphere around its centre that flattens away from the pupil."""
+    """Depth z of the skin over the subject's left eyeball: a sphere around its centre that flattens away from the pupil."""
     offset = front - EYE_CENTRE[:2]
     aside = offset[:, 0] * np.where(offset[:, 0] > 0.0, 1.05, 0.95)
     limit = 12.0 + 5.0 * smooth_step(offset[:, 0], 0.0, 13.0)
@@ -155,12 +155,12 @@ def lid_depth(front: Plane) -> Values:
     return EYE_CENTRE[2] + np.sqrt(np.maximum(LID_RADIUS_MM**2 - flattened**2, 9.0))
 
 
-def _nose_height(front: Plane, base: Values) -> Values:
+def _nose_height(front: Plane) -> Values:
     """Height of the nose over the head form: ridge and tip, joined smoothly with the wings."""
     x, y = np.abs(front[:, 0]), front[:, 1]
     knots = [-60.0, -20.0, -14.6, -13.0, -11.3, -9.3, -7.0, -4.0, 0.0, 8.0, 18.0, 28.0, 38.0, 47.0, 60.0, 120.0]
-    profile = [0.0, 0.0, 0.3, 4.0, 9.2, 14.6, 18.0, 19.6, 18.6, 15.4, 11.2, 6.6, 2.0, 0.0, 0.0, 0.0]
-    width = [3.0, 3.0, 3.6, 3.9, 4.8, 7.0, 8.6, 9.4, 9.3, 8.4, 7.6, 7.4, 8.8, 11.0, 11.0, 11.0]
+    profile = [0.0, 0.0, 0.4, 5.5, 11.2, 16.0, 18.6, 19.4, 18.3, 15.2, 11.0, 6.4, 2.0, 0.0, 0.0, 0.0]
+    width = [3.0, 3.0, 3.8, 4.2, 5.6, 8.0, 9.8, 10.6, 10.0, 8.6, 7.6, 7.4, 8.8, 11.0, 11.0, 11.0]
     power = np.interp(y, [-12.0, -4.0, 6.0], [3.0, 2.6, 2.2])
     ridge = PchipInterpolator(knots, profile)(y) * np.exp(-((x / PchipInterpolator(knots, width)(y)) ** power))
     dx, dy = x - ALA_CENTRE[0], y - ALA_CENTRE[1]
@@ -177,10 +177,12 @@ def _lip_relief(front: Plane) -> Values:
     inside = np.maximum(1.0 - (x / (MOUTH_CORNER[0] + 1.0)) ** 2, 0.0)
     t_up = (y - slit) / np.maximum(upper - slit, 0.6)
     t_low = (slit - y) / np.maximum(slit - lower, 0.6)
-    upper_shape = PchipInterpolator([-1, 0.0, 0.18, 0.5, 0.85, 1.0, 1.2, 1.7, 2.6], [-1, -1.0, 0.5, 1.0, 0.75, 0.62, 0.3, 0.1, 0.0])
-    lower_shape = PchipInterpolator([-1, 0.0, 0.18, 0.45, 0.8, 1.0, 1.25, 1.8], [-1, -1.0, 0.45, 1.0, 0.72, 0.36, 0.12, 0.0])
-    relief_up = 2.5 * inside**0.6 * upper_shape(np.clip(t_up, 0.0, 2.6))
-    relief_low = 3.4 * inside**0.7 * lower_shape(np.clip(t_low, 0.0, 1.8))
+    upper_shape = PchipInterpolator(
+        [0.0, 0.3, 0.5, 0.66, 1.0, 1.25, 1.8, 2.6], [-0.8, 0.7, 1.0, 1.0, 0.66, 0.36, 0.12, 0.0]
+    )
+    lower_shape = PchipInterpolator([0.0, 0.3, 0.5, 0.66, 1.0, 1.3, 1.8], [-0.8, 0.7, 1.0, 0.94, 0.4, 0.12, 0.0])
+    relief_up = 2.5 * inside**0.8 * upper_shape(np.clip(t_up, 0.0, 2.6))
+    relief_low = 3.2 * inside**0.8 * lower_shape(np.clip(t_low, 0.0, 1.8))
     return np.where(y >= slit, relief_up, relief_low)
 
 
@@ -209,11 +211,11 @@ def face_surface(parameters: Plane) -> Points:
 
     margin = eye_margin(60)
     distance, _ = cKDTree(margin).query(front)
-    near = 1.0 - smooth_step(distance, 0.4, np.where(y > 30.0, 8.6, 9.5))
+    near = 1.0 - smooth_step(distance, 0.4, 10.0 + 3.0 * smooth_step(y, 26.0, 36.0))
     lids = lid_depth(front) + _lid_relief(front, distance)
     points[:, 2] += near * (lids - points[:, 2])
 
-    nose = _nose_height(front, points[:, 2])
+    nose = _nose_height(front)
     points[:, 2] += nose
     points[:, 2] += _lip_relief(front) * smooth_step(-np.abs(y + 37.0), -17.0, -9.0)
     # The tip hangs over the underside, which gives the underside rows of its own.
@@ -245,4 +247,6 @@ def _lid_relief(front: Plane, distance: Values) -> Values:
     upper = middle * smooth_step(offset[:, 1], 0.0, 4.0)
     lower = middle * smooth_step(-offset[:, 1], 1.0, 4.0)
     fold = 1.5 * smooth_step(distance, 3.6, 5.4) - 1.1 * np.exp(-(((distance - 3.7) / 1.0) ** 2))
-    return upper * fold + lower * (0.5 * np.exp(-(((distance - 3.0) / 1.6) ** 2)) - 0.5 * np.exp(-(((distance - 7.0) / 2.0) ** 2)))
+    return upper * fold + lower * (
+        0.5 * np.exp(-(((distance - 3.0) / 1.6) ** 2)) - 0.5 * np.exp(-(((distance - 7.0) / 2.0) ** 2))
+    )

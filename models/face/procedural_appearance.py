@@ -1,0 +1,181 @@
+"""Colours of the procedural face: mean albedo, albedo modes and part labels.
+
+Convention: linear RGB reflectance; the modes are scaled so that a coefficient of 1 is one standard deviation.
+Source: skin reflectances follow the range of Weyrich et al., Analysis of Human Faces Using a Measurement-Based Skin
+Reflectance Model, 2006; melanin and haemoglobin directions are the slopes of their absorption over RGB.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float, Int
+from scipy.spatial import cKDTree
+
+from models.face.procedural_layout import BROW_LINE
+from models.face.procedural_parts import LAYERS, FaceMesh
+from models.face.procedural_shape import NOSTRIL_CENTRE, Values, bump, eye_margin, lip_heights, smooth_step
+from models.types import PART_NAMES
+
+SKIN = np.array([0.45, 0.262, 0.182])
+LIPS = np.array([0.36, 0.128, 0.108])
+BROWS = np.array([0.060, 0.036, 0.024])
+SCLERA = np.array([0.62, 0.575, 0.54])
+IRIS = np.array([0.105, 0.060, 0.032])
+PUPIL = np.array([0.008, 0.008, 0.008])
+TEETH = np.array([0.66, 0.60, 0.50])
+GUMS = np.array([0.36, 0.12, 0.10])
+TONGUE = np.array([0.40, 0.15, 0.13])
+POUCH = np.array([0.16, 0.045, 0.04])
+RIM = np.array([0.40, 0.18, 0.145])
+NOSTRIL = np.array([0.055, 0.022, 0.016])
+
+MODE_NAMES = (
+    "melanin",
+    "redness",
+    "lips",
+    "brows",
+    "iris_light",
+    "iris_blue",
+    "cheeks",
+    "forehead",
+    "eye_shade",
+    "beard",
+)
+
+Colours = Float[np.ndarray, "V 3"]
+
+
+def _mix(base: Colours, weight: Values, colour: Float[np.ndarray, "3"]) -> Colours:
+    return base + weight[:, None] * (colour - base)
+
+
+def _brow_weight(mesh: FaceMesh) -> Values:
+    """How much hair covers a vertex: a soft band that is thick at the nose and thin at the temple."""
+    front = np.stack([np.abs(mesh.front[:, 0]), mesh.front[:, 1]], 1)
+    t = np.linspace(0.0, 1.0, 120)
+    knots = np.linspace(0.0, 1.0, len(BROW_LINE))
+    line = np.stack([np.interp(t, knots, BROW_LINE[:, 0]), np.interp(t, knots, BROW_LINE[:, 1])], 1)
+    distance, nearest = cKDTree(line).query(front)
+    half_width = np.interp(t, [0.0, 0.15, 0.45, 0.75, 1.0], [2.6, 3.7, 3.8, 3.0, 1.6])[nearest]
+    strength = np.interp(t, [0.0, 0.12, 0.6, 1.0], [0.55, 0.85, 0.9, 0.55])[nearest]
+    return strength * (1.0 - smooth_step(distance / half_width, 0.45, 1.35)) * _on(mesh, "skin")
+
+
+def _lip_weight(mesh: FaceMesh) -> Values:
+    """1 on the vermilion, fading over a millimetre beyond its border."""
+    x, y = mesh.front.T
+    upper, _, lower = lip_heights(x)
+    outside = np.maximum(np.maximum(y - upper, lower - y), np.abs(x) - 26.0)
+    return (1.0 - smooth_step(outside, -0.25, 1.3)) * _on(mesh, "skin")
+
+
+def _on(mesh: FaceMesh, *layers: str) -> Values:
+    return np.isin(mesh.layer, [LAYERS.index(layer) for layer in layers]).astype(float)
+
+
+def part_labels(mesh: FaceMesh) -> Int[np.ndarray, "V"]:
+    """Index into `PART_NAMES` of every vertex; the rims of the lids count as skin."""
+    parts = np.full(len(mesh.points), PART_NAMES.index("skin"))
+    parts[_lip_weight(mesh) > 0.5] = PART_NAMES.index("lips")
+    parts[_brow_weight(mesh) > 0.4] = PART_NAMES.index("brows")
+    parts[_on(mesh, "eye") > 0.0] = PART_NAMES.index("eyes")
+    parts[_on(mesh, "pouch", "upper_teeth", "lower_teeth", "tongue") > 0.0] = PART_NAMES.index("mouth")
+    return parts
+
+
+def _eye_regions(mesh: FaceMesh) -> tuple[Values, Values]:
+    """Weights of the pupil and of the iris; the rest of the ball is white."""
+    eye = _on(mesh, "eye")
+    return eye * (mesh.ring <= 1), eye * ((mesh.ring >= 2) & (mesh.ring <= 5))
+
+
+def mean_albedo(mesh: FaceMesh) -> Colours:
+    """Reflectance of a face of medium tone with brown eyes."""
+    x, y = np.abs(mesh.front[:, 0]), mesh.front[:, 1]
+    front = np.stack([x, y], 1)
+    skin = _on(mesh, "skin")
+    colour = np.tile(SKIN, (len(mesh.points), 1))
+    flush = (
+        0.55 * bump(front, 40.0, 0.0, 15.0, 13.0)
+        + 0.5 * bump(front, 0.0, -6.0, 11.0, 8.0)
+        + 0.25 * bump(front, 0.0, -66.0, 14.0, 9.0)
+    )
+    colour *= 1.0 - flush[:, None] * np.array([0.02, 0.16, 0.17])
+    pale = bump(front, 0.0, 75.0, 36.0, 22.0)
+    colour *= 1.0 + 0.05 * pale[:, None]
+    socket = np.exp(-((cKDTree(eye_margin(40)).query(front)[0] / 5.0) ** 2)) * skin
+    colour *= 1.0 - socket[:, None] * np.array([0.13, 0.19, 0.17])
+    colour = _mix(colour, _lip_weight(mesh), LIPS)
+    slit = lip_heights(x)[1]
+    parting = np.exp(-(((y - slit) / 0.7) ** 2)) * (x < 25.0) * skin
+    colour = _mix(colour, 0.55 * parting, LIPS * 0.4)
+    colour = _mix(colour, _brow_weight(mesh), BROWS)
+    nostril = np.exp(-((((x - NOSTRIL_CENTRE[0]) / 3.0) ** 2 + ((y - NOSTRIL_CENTRE[1]) / 2.2) ** 2) ** 2))
+    colour = _mix(colour, 0.95 * nostril * skin, NOSTRIL)
+    colour = _mix(colour, _lash_weight(mesh), BROWS)
+    pupil, iris = _eye_regions(mesh)
+    eye = _on(mesh, "eye")
+    colour = _mix(colour, eye, SCLERA)
+    edge = np.interp(mesh.ring, [2, 3, 4, 5], [0.55, 1.15, 1.0, 0.45])
+    colour = colour + iris[:, None] * (IRIS * edge[:, None] - colour)
+    colour = _mix(colour, pupil, PUPIL)
+    corner = eye * smooth_step(np.abs(np.abs(mesh.points[:, 0]) - 31.3), 9.0, 14.0)
+    colour = _mix(colour, 0.6 * corner, RIM)
+    colour = _mix(colour, _on(mesh, "rim") * (1.0 - _lash_weight(mesh)), RIM)
+    colour = _mix(colour, _on(mesh, "pouch"), POUCH)
+    colour *= 1.0 - 0.85 * (_on(mesh, "pouch") * smooth_step(mesh.ring.astype(float), 1.0, 4.0))[:, None]
+    teeth = _on(mesh, "upper_teeth", "lower_teeth")
+    colour = _mix(colour, teeth, TEETH)
+    colour = _mix(colour, teeth * (mesh.ring == 0), GUMS)
+    colour = _mix(colour, _on(mesh, "tongue"), TONGUE)
+    return colour
+
+
+def _lash_weight(mesh: FaceMesh) -> Values:
+    """Darkness of the lashes along the margin, strong on the upper lid."""
+    weight = np.zeros(len(mesh.points))
+    lid = mesh.rows["lid"]
+    count = (len(lid) - 2) // 2
+    strength = np.concatenate([[0.25], np.linspace(0.7, 0.9, count), [0.7], np.linspace(0.35, 0.15, count)])
+    weight[lid] = strength
+    for index in (lid, mesh.mirror[lid]):
+        weight[index] = strength
+        rim = np.nonzero((mesh.layer == LAYERS.index("rim")) & np.isin(mesh.anchor, index))[0]
+        weight[rim] = 0.55 * weight[mesh.anchor[rim]] * (weight[mesh.anchor[rim]] > 0.5)
+    return weight
+
+
+def albedo_modes(mesh: FaceMesh) -> Float[np.ndarray, "T V 3"]:
+    """Ten modes in the order of `MODE_NAMES`."""
+    mean = mean_albedo(mesh)
+    x, y = np.abs(mesh.front[:, 0]), mesh.front[:, 1]
+    front = np.stack([x, y], 1)
+    skin, lips, brows = _on(mesh, "skin", "rim"), _lip_weight(mesh), _brow_weight(mesh)
+    lashes = _lash_weight(mesh)
+    bare = skin * (1.0 - lips) * (1.0 - np.maximum(brows, lashes))
+    _, iris = _eye_regions(mesh)
+    cover = bare + 0.62 * lips
+    melanin = cover[:, None] * np.array([-0.125, -0.096, -0.074]) * (mean / SKIN)
+    melanin -= (brows + 0.5 * lashes)[:, None] * np.array([0.022, 0.015, 0.011])
+    melanin -= iris[:, None] * np.array([0.022, 0.018, 0.012])
+    redness = (bare * (0.7 + 0.5 * bump(front, 40.0, 0.0, 20.0, 18.0)))[:, None] * np.array([0.010, -0.020, -0.016])
+    modes = [
+        melanin,
+        redness,
+        lips[:, None] * np.array([0.022, -0.024, -0.014]),
+        brows[:, None] * np.array([0.040, 0.026, 0.014]),
+        iris[:, None] * np.array([0.035, 0.036, 0.018]),
+        iris[:, None] * np.array([-0.022, 0.012, 0.036]),
+        (bare * bump(front, 42.0, -4.0, 16.0, 15.0))[:, None] * np.array([0.010, -0.018, -0.014]),
+        (bare * bump(front, 0.0, 78.0, 40.0, 22.0))[:, None] * np.array([0.030, 0.020, 0.015]),
+        (bare * bump(front, 31.0, 26.0, 17.0, 9.0))[:, None] * np.array([-0.028, -0.022, -0.012]),
+        (bare * _beard(front))[:, None] * np.array([-0.030, -0.018, -0.010]),
+    ]
+    return np.stack(modes)
+
+
+def _beard(front: Float[np.ndarray, "V 2"]) -> Values:
+    x, y = front.T
+    jaw = smooth_step(-y - 0.35 * x, 18.0, 44.0)
+    moustache = np.exp(-(((x - 10.0) / 14.0) ** 2) - (((y + 22.0) / 6.0) ** 2))
+    return np.clip(jaw + 0.8 * moustache, 0.0, 1.0) * (1.0 - smooth_step(x, 40.0, 62.0) * 0.5)
