@@ -1,9 +1,11 @@
 """How good a reconstruction is: likeness of the rendering, landmarks, shape against a truth in the same topology.
 
-Everything is per face, (B,), so that the caller can pool, bin and rank. Distances to a surface are in models/face/surface.py.
+Everything is per face, (B,), so that the caller can pool, bin and rank. Distances to a surface: models/face/surface.py.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,6 +19,9 @@ SSIM_C2 = 0.03**2
 MIN_SUPPORT = 0.05
 """Share of a window's weight that must lie in the mask for its statistics to count."""
 
+MIN_SPREAD = 1e-6
+"""In mm²; less variation of depth than this is rounding."""
+
 
 @torch.no_grad()
 def similarity(
@@ -24,8 +29,8 @@ def similarity(
 ) -> Float[Tensor, "B"]:
     """Masked SSIM between a photo and its rendering, over the pixels of the mask (rendered and inside the photo).
 
-    Convention: RGB in [0, 1] (the rendering is clamped to it); Gaussian window of 11 pixels, sigma 1.5. Means and variances
-    are taken over the masked pixels of a window alone, so that neither background nor padding leaks in at the border.
+    Convention: RGB in [0, 1] (the rendering is clamped to it); Gaussian window of 11 pixels, sigma 1.5. Means and
+    variances are taken over the masked pixels of a window alone, so that neither background nor padding leaks in at the border.
     With a full mask this is the usual SSIM. 1 is equality.
     Degenerate: a face without a masked pixel returns 0.
     Source: Wang et al. 2004, equation 13. It stands for the composite similarity of SSIM, ArcFace and LPIPS: the two
@@ -83,21 +88,26 @@ def normal_error(
     return cosine.clamp(-1.0, 1.0).acos().rad2deg().mean(1)
 
 
-def depth_flatness(
-    predicted: Float[Tensor, "B V"], target: Float[Tensor, "B V"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """Slope and correlation of predicted on true depth, both as deviations from the mean face in millimetres.
+def depth_moments(predicted: Float[Tensor, "B V"], target: Float[Tensor, "B V"]) -> Float[Tensor, "B 5"]:
+    """Means over the vertices of p, t, p², t² and pt, which `depth_flatness` pools over faces."""
+    predicted, target = predicted.double(), target.double()
+    terms = [predicted, target, predicted.square(), target.square(), predicted * target]
+    return torch.stack([term.mean(1) for term in terms], 1)
 
-    A slope of 1 keeps all relief, 0 is the mean face; the correlation says how much of what is there is right.
-    Pooled over faces and vertices.
-    Degenerate: without variation in the truth both are NaN; without variation in the prediction the correlation is NaN.
+
+def depth_flatness(moments: Float[Tensor, "B 5"]) -> tuple[float, float]:
+    """Slope and correlation of predicted on true depth, pooled over faces and vertices.
+
+    Convention: depths are deviations from the mean face in millimetres, given by their `depth_moments`. A slope of 1
+    keeps all relief, 0 is the mean face; the correlation says how much of what is there is right.
+    Degenerate: without variation in the truth both are NaN; without variation in the prediction the correlation is.
     """
-    predicted, target = predicted.double() - predicted.double().mean(), target.double() - target.double().mean()
-    covariance = (predicted * target).mean()
-    spread, truth_spread = predicted.square().mean(), target.square().mean()
-    slope = torch.where(truth_spread > 0, covariance / truth_spread, torch.nan)
-    correlation = torch.where((spread > 0) & (truth_spread > 0), covariance / (spread * truth_spread).sqrt(), torch.nan)
-    return slope.to(torch.float32), correlation.to(torch.float32)
+    predicted, target, predicted_square, target_square, product = moments.mean(0).tolist()
+    covariance = product - predicted * target
+    spread, truth_spread = predicted_square - predicted**2, target_square - target**2
+    if truth_spread <= MIN_SPREAD:
+        return math.nan, math.nan
+    return covariance / truth_spread, covariance / math.sqrt(spread * truth_spread) if spread > MIN_SPREAD else math.nan
 
 
 def _blur(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:

@@ -1,7 +1,7 @@
 """Distance of scan points to the surface of a reconstructed mesh, after rigid or similarity alignment (NoW protocol).
 
-One face at a time, in numpy and float64: a k-d tree over the vertices finds the neighbourhood, and the triangles around the
-nearest vertices are then measured exactly.
+One face at a time, in numpy and float64: a k-d tree over the vertices finds the neighbourhood, and the triangles
+around the nearest vertices are then measured exactly.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class SurfaceTopology:
         degree = np.bincount(corner, minlength=vertex_count)
         start = np.cumsum(degree) - degree
         place = np.minimum(np.arange(degree.max()), np.maximum(degree - 1, 0)[:, None])
-        # A vertex without triangles borrows the first triangle: it can only be measured too far, and never is the nearest.
+        # A vertex without triangles borrows the first triangle, so it is measured too far if at all.
         slot = np.where(degree[:, None] > 0, start[:, None] + place, 0)
         return cls(triangles=triangles, around=order[slot] // 3)
 
@@ -130,7 +130,7 @@ def refine_to_surface(
 ) -> tuple[Float[np.ndarray, "N 3"], float]:
     """Move roughly aligned points onto a surface by point-to-plane ICP; the moved points and their total scaling.
 
-    Each step solves the linearised motion about the points' centre; the rotation is made proper again by its exponential.
+    Each step solves the linearised motion about the points' centre and takes the exponential of its rotation.
     Source: Chen and Medioni 1992.
     """
     total = 1.0

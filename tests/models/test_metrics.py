@@ -10,6 +10,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 
 from models.metrics import (
     depth_flatness,
+    depth_moments,
     landmark_error,
     normal_error,
     similarity,
@@ -101,9 +102,21 @@ class TestShape:
 
     def test_depth_slope_is_the_share_of_relief_that_is_kept(self) -> None:
         truth = torch.tensor([[-2.0, 0.0, 2.0], [1.0, -1.0, 0.0]])
-        slope, correlation = depth_flatness(0.25 * truth + 5.0, truth)
-        assert float(slope) == pytest.approx(0.25) and float(correlation) == pytest.approx(1.0)
+        slope, correlation = depth_flatness(depth_moments(0.25 * truth + 5.0, truth))
+        assert slope == pytest.approx(0.25)
+        assert correlation == pytest.approx(1.0)
+
+    def test_depth_is_pooled_over_faces(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        truth, predicted = torch.randn(2, 4, 50, generator=generator)
+        slope, correlation = depth_flatness(depth_moments(predicted, truth))
+        covariance = torch.cov(torch.stack([predicted.flatten(), truth.flatten()]), correction=0)
+        assert slope == pytest.approx(float(covariance[0, 1] / covariance[1, 1]), abs=1e-5)
+        assert correlation == pytest.approx(
+            float(torch.corrcoef(torch.stack([predicted.flatten(), truth.flatten()]))[0, 1]), abs=1e-5
+        )
 
     def test_a_flat_prediction_has_slope_zero_and_no_correlation(self) -> None:
-        slope, correlation = depth_flatness(torch.zeros(1, 3), torch.tensor([[-1.0, 0.0, 1.0]]))
-        assert float(slope) == 0.0 and bool(correlation.isnan())
+        slope, correlation = depth_flatness(depth_moments(torch.zeros(1, 3), torch.tensor([[-1.0, 0.0, 1.0]])))
+        assert slope == 0.0
+        assert math.isnan(correlation)

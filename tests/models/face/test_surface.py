@@ -87,7 +87,7 @@ def test_agrees_with_brute_force(patch: trimesh.Trimesh, topology: SurfaceTopolo
 def test_refinement_undoes_a_small_motion(patch: trimesh.Trimesh) -> None:
     inner = np.abs(patch.vertices[:, :2]).max(1) < 45
     scan = patch.vertices[inner]
-    moved = Rotation.from_euler("xyz", [1.5, -2, 1], degrees=True).apply(scan) + [0.8, -0.6, 0.5]
+    moved = Rotation.from_euler("xyz", [1.5, -2, 1], degrees=True).apply(scan) + np.array([0.8, -0.6, 0.5])
     found, factor = refine_to_surface(
         moved, patch.vertices, patch.vertex_normals, tree=cKDTree(patch.vertices), steps=8
     )
