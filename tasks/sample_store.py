@@ -1,0 +1,259 @@
+"""The output of `ingest` while it grows: shards as they fill, tables at the end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.artifacts import IMAGES, MESHES, QUARANTINE, SAMPLES, write_table
+from tasks.images import decode_stored, pixel_hash
+from tasks.sources import Candidate, Mesh, Refusal
+
+SPLITS = ("train", "validation", "test")
+
+MESH_GROUP_ROWS = 32
+
+SHARD_BYTES = 128 * 2**20
+"""A shard of large photos is closed here, before it has all its rows."""
+
+
+class SampleStore:
+    """Takes candidates and refusals, merges duplicates, and keeps the account of both.
+
+    A photo with the pixels of an earlier one is quarantined as `duplicate`; what only it knows (landmarks, pose) goes
+    to the earlier one, and the two persons become one, because otherwise the photo could be in two splits.
+    """
+
+    def __init__(self, folder: Path, *, shard_rows: int) -> None:
+        self._folder = folder
+        self._shards = _Shards(folder, shard_rows)
+        self._meshes = MeshFile(folder / "meshes.parquet")
+        self._samples: dict[str, dict[str, Any]] = {}
+        self._quarantine: list[dict[str, Any]] = []
+        self._found: Counter[str] = Counter()
+        self._persons: dict[str, str] = {}
+        """Every person, and the earlier one that they turned out to be."""
+        self._mesh_ids: set[str] = set()
+
+    def accept(self, candidate: Candidate) -> None:
+        """Store a photo, unless its pixels are there already."""
+        self._found[candidate.source] += 1
+        pixels = decode_stored(candidate.content)
+        sample_id = pixel_hash(pixels)
+        first = self._samples.get(sample_id)
+        self._persons.setdefault(candidate.person, candidate.person)
+        if first is not None:
+            self._merge(first, candidate)
+            detail = f"same pixels as {first['path'] or sample_id} of source {first['source']}"
+            self._set_aside(Refusal(candidate.source, candidate.path, "duplicate", detail), sample_id)
+            return
+        if candidate.mesh is not None and candidate.mesh.mesh_id not in self._mesh_ids:
+            self._mesh_ids.add(candidate.mesh.mesh_id)
+            self._meshes.add(candidate.mesh, candidate.person)
+        self._samples[sample_id] = {
+            "sample_id": sample_id,
+            "source": candidate.source,
+            "path": printable(candidate.path),
+            "person": candidate.person,
+            "labelled": candidate.labelled,
+            "mesh_id": candidate.mesh.mesh_id if candidate.mesh else candidate.mesh_id,
+            "width": pixels.shape[1],
+            "height": pixels.shape[0],
+            "shard": self._shards.add(sample_id, candidate.content),
+            "landmarks": _flat(candidate.landmarks),
+            "rotation": _flat(candidate.rotation),
+        }
+
+    def refuse(self, refusal: Refusal) -> None:
+        """Quarantine a photo."""
+        self._found[refusal.source] += 1
+        self._set_aside(refusal, None)
+
+    def person(self, name: str) -> str:
+        """The person as whom somebody is kept, after the duplicates seen so far."""
+        while self._persons.get(name, name) != name:
+            name = self._persons[name]
+        return name
+
+    def meshes(self, source: str) -> Iterator[tuple[str, str, np.ndarray]]:
+        """Mesh id, person and vertices (V, 3) of the stored meshes of a source; no mesh can be added from then on."""
+        for row in self._meshes.rows():
+            if row["mesh_id"].startswith(f"{source}/"):
+                yield row["mesh_id"], self.person(row["person"]), np.float32(row["vertices"]).reshape(-1, 3)
+
+    def close(self, split_of: Callable[[str], str], *, sources: Sequence[str]) -> dict[str, Any]:
+        """Write the tables and give the account: in total and by source.
+
+        Raises: RuntimeError if a photo was lost on the way.
+        """
+        self._shards.close()
+        self._meshes.close(self.person)
+        samples = list(self._samples.values())
+        for sample in samples:
+            sample["person"] = self.person(sample["person"])
+            sample["split"] = split_of(sample["person"])
+        write_table(self._folder / "samples.parquet", samples, SAMPLES)
+        write_table(self._folder / "quarantine.parquet", self._quarantine, QUARANTINE)
+        by_source = {
+            source: _account(
+                self._found[source],
+                [sample for sample in samples if sample["source"] == source],
+                [row for row in self._quarantine if row["source"] == source],
+            )
+            for source in sources
+        }
+        return {"total": _account(self._found.total(), samples, self._quarantine), "sources": by_source}
+
+    def _merge(self, first: dict[str, Any], candidate: Candidate) -> None:
+        for key in ("landmarks", "rotation"):
+            if first[key] is None:
+                first[key] = _flat(getattr(candidate, key))
+        one, other = self.person(first["person"]), self.person(candidate.person)
+        if one != other:
+            self._persons[other] = one
+
+    def _set_aside(self, refusal: Refusal, sample_id: str | None) -> None:
+        self._quarantine.append(
+            {
+                "source": refusal.source,
+                "path": printable(refusal.path),
+                "sample_id": sample_id,
+                "reason": refusal.reason,
+                "detail": printable(refusal.detail),
+            }
+        )
+
+
+@dataclass
+class _Shards:
+    folder: Path
+    rows: int
+    number: int = 0
+    ids: list[str] = field(default_factory=list)
+    images: list[bytes] = field(default_factory=list)
+    size: int = 0
+
+    def add(self, sample_id: str, content: bytes) -> str:
+        """Name of the shard that takes the photo."""
+        name = f"images-{self.number:05d}.parquet"
+        self.ids.append(sample_id)
+        self.images.append(content)
+        self.size += len(content)
+        if len(self.ids) == self.rows or self.size >= SHARD_BYTES:
+            self.close()
+        return name
+
+    def close(self) -> None:
+        if self.ids:
+            rows: dict[str, list[Any]] = {"sample_id": self.ids, "image": self.images}
+            write_table(self.folder / f"images-{self.number:05d}.parquet", rows, IMAGES)
+            self.number += 1
+            self.ids, self.images, self.size = [], [], 0
+
+
+class MeshFile:
+    """`meshes.parquet`, written row group by row group, so that memory stays bounded."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[dict[str, Any]] = []
+        self._writer: pq.ParquetWriter | None = _mesh_writer(path)
+        self._persons: list[str] = []
+
+    def add(self, mesh: Mesh, person: str) -> None:
+        """Append a mesh."""
+        self._persons.append(person)
+        self._rows.append(
+            {
+                "mesh_id": mesh.mesh_id,
+                "person": person,
+                "vertices": mesh.vertices.ravel(),
+                "neutral": None if mesh.neutral is None else mesh.neutral.ravel(),
+                "fit_error_mm": mesh.fit_error_mm,
+                "coverage": mesh.coverage,
+            }
+        )
+        if len(self._rows) == MESH_GROUP_ROWS:
+            self._flush()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Mesh id, person and vertices of every mesh; ends the writing."""
+        self._end()
+        with pq.ParquetFile(self._path) as file:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group, columns=["mesh_id", "person", "vertices"])
+                for row in range(len(table)):
+                    yield {
+                        "mesh_id": table["mesh_id"][row].as_py(),
+                        "person": table["person"][row].as_py(),
+                        "vertices": table["vertices"][row].values.to_numpy(),
+                    }
+
+    def close(self, person_of: Callable[[str], str]) -> None:
+        """End the writing; persons who turned out to be the same get one name."""
+        self._end()
+        if all(person_of(person) == person for person in self._persons):
+            return
+        renamed = self._path.with_suffix(".renamed")
+        column = MESHES.get_field_index("person")
+        with pq.ParquetFile(self._path) as file, _mesh_writer(renamed) as writer:
+            for group in range(file.num_row_groups):
+                table = file.read_row_group(group)
+                persons = pa.array([person_of(person) for person in table["person"].to_pylist()], pa.string())
+                writer.write_table(table.set_column(column, MESHES.field(column), persons))
+        renamed.replace(self._path)
+
+    def _flush(self) -> None:
+        if self._writer is None:
+            raise RuntimeError(f"{self._path.name}: a mesh came after the table was read")
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=MESHES))
+            self._rows = []
+
+    def _end(self) -> None:
+        if self._writer is not None:
+            self._flush()
+            self._writer.close()
+            self._writer = None
+
+
+def printable(text: str) -> str:
+    """The text without what cannot be stored: file names need not be valid Unicode."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def _mesh_writer(path: Path) -> pq.ParquetWriter:
+    # Bytes of equal significance side by side compress several times better than whole numbers.
+    floats = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("vertices", "neutral")}
+    return pq.ParquetWriter(
+        path, MESHES, compression="zstd", use_dictionary=["mesh_id", "person"], column_encoding=floats
+    )
+
+
+def _flat(values: np.ndarray | None) -> list[float] | None:
+    return None if values is None else np.asarray(values, np.float32).ravel().tolist()
+
+
+def _account(found: int, samples: list[dict[str, Any]], quarantine: list[dict[str, Any]]) -> dict[str, Any]:
+    if found != len(samples) + len(quarantine):
+        raise RuntimeError(f"ingest: {found} photos came in, {len(samples)} accepted and {len(quarantine)} quarantined")
+    person_split = {sample["person"]: sample["split"] for sample in samples}
+    return {
+        "found": found,
+        "accepted": len(samples),
+        "quarantined": len(quarantine),
+        "reasons": dict(sorted(Counter(row["reason"] for row in quarantine).items())),
+        "persons": len(person_split),
+        "labelled": sum(sample["labelled"] for sample in samples),
+        "with_landmarks": sum(sample["landmarks"] is not None for sample in samples),
+        "with_mesh": sum(sample["mesh_id"] is not None for sample in samples),
+        "photos_by_split": {split: sum(sample["split"] == split for sample in samples) for split in SPLITS},
+        "persons_by_split": {split: sum(value == split for value in person_split.values()) for split in SPLITS},
+    }

@@ -1,0 +1,304 @@
+"""Rendered photos of random persons with full ground truth, and new photos of labelled meshes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.face.camera import FOCAL_PER_SIZE, project, rotation_from_angles, to_camera_space
+from models.face.lighting import irradiance_basis
+from models.face.morphable import MorphableModel
+from models.rendering.render import render
+from models.types import Camera
+from tasks.disturb import degrade, draw_glasses, draw_occluder
+from tasks.images import Pixels
+from tasks.params import RerenderedSource, SyntheticSource
+from tasks.scenery import HeadOutline, background, draw_behind, draw_hair, draw_openings
+from tasks.subjects import Shot, Subject, draw_shot, draw_subject, person_stream
+
+BATCH_SIZE = 32
+"""Photos rendered together. Not a parameter: it bounds the memory and has no part in the result."""
+
+MESH_GRID_MM = 1.0 / 1024.0
+"""Vertices lie on this grid, far below any accuracy that matters: they compress better, and the rounding of matrix
+products, which depends on the batch and on the machine, leaves no trace."""
+
+# A directional light in spherical harmonics: its clamped cosine, band by band, in units of models/face/lighting.py.
+_LIGHT_BANDS = torch.tensor([0.25] + [0.375] * 3 + [1.0] * 5)
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One rendered photo and what is true about it."""
+
+    name: str
+    person: str
+    content: bytes
+    """JPEG."""
+    landmarks: NDArray[np.float32]
+    """(68, 2) pixels."""
+    rotation: NDArray[np.float32]
+    """(3,) axis-angle."""
+    vertices: NDArray[np.float32]
+    """(V, 3) model space, mm, with expression."""
+    neutral: NDArray[np.float32] | None
+    """(V, 3) the same person without expression, where known."""
+    mesh_id: str
+
+
+@dataclass(frozen=True)
+class LabelMesh:
+    """A mesh that further photos are rendered of."""
+
+    mesh_id: str
+    person: str
+    vertices: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class _Job:
+    name: str
+    person: str
+    subject: Subject
+    shot: Shot
+    mesh: LabelMesh | None = None
+
+
+def synthesize(source: SyntheticSource, face_model: MorphableModel, *, seed: int) -> Iterator[Photo]:
+    """Photos of `source.persons` random persons, person by person."""
+
+    def jobs() -> Iterator[_Job]:
+        for number in range(source.persons):
+            stream = person_stream(seed, source.name, number)
+            subject = draw_subject(stream, identity_size=face_model.identity_size, albedo_size=face_model.albedo_size)
+            for photo in range(source.photos_per_person):
+                yield _Job(f"{number:06d}-{photo}", f"{number:06d}", subject, _shot(stream, source, face_model))
+
+    yield from _photos(jobs(), face_model, source)
+
+
+def rerender(
+    source: RerenderedSource, face_model: MorphableModel, meshes: Iterable[LabelMesh], *, seed: int
+) -> Iterator[Photo]:
+    """`source.copies` photos of each mesh under new skin, pose, light and background."""
+
+    def jobs() -> Iterator[_Job]:
+        for mesh in meshes:
+            stream = person_stream(seed, source.name, mesh.mesh_id)
+            for number in range(source.copies):
+                subject = draw_subject(stream, identity_size=0, albedo_size=face_model.albedo_size)
+                yield _Job(f"{mesh.mesh_id}-{number}", mesh.person, subject, _shot(stream, source, face_model), mesh)
+
+    yield from _photos(jobs(), face_model, source)
+
+
+def _shot(stream: np.random.Generator, source: SyntheticSource | RerenderedSource, face_model: MorphableModel) -> Shot:
+    return draw_shot(
+        stream,
+        expression_names=face_model.expression_names,
+        max_yaw_deg=source.max_yaw_deg,
+        occluder_share=source.occluder_share,
+    )
+
+
+def _photos(
+    jobs: Iterator[_Job], face_model: MorphableModel, source: SyntheticSource | RerenderedSource
+) -> Iterator[Photo]:
+    studio = _Studio(face_model, source.size_px)
+    batch: list[_Job] = []
+    for job in jobs:
+        batch.append(job)
+        if len(batch) == BATCH_SIZE:
+            yield from studio.photograph(batch, source.name)
+            batch = []
+    if batch:
+        yield from studio.photograph(batch, source.name)
+
+
+class _Studio:
+    """Renders jobs in batches."""
+
+    def __init__(self, face_model: MorphableModel, size_px: int) -> None:
+        self.size_px = size_px
+        self.face_model = face_model
+        # In double precision, products of different batch sizes agree beyond the grid of the vertices.
+        self.exact = copy.deepcopy(face_model).double()
+        self.has_eyes = bool(face_model.part("eyes").any())
+        self.skull = _sphere(160)
+
+    @torch.no_grad()
+    def photograph(self, jobs: Sequence[_Job], source: str) -> Iterator[Photo]:
+        shots = [job.shot for job in jobs]
+        vertices, neutral = self._shapes(jobs)
+        albedo = self.exact.albedo(_stack([job.subject.albedo for job in jobs])).float()
+        rotation = rotation_from_angles(*_stack([shot.angles for shot in shots]).unbind(1)).float()
+        camera, translation = self._place(self.face_model.landmarks(vertices), rotation, shots)
+        in_camera = to_camera_space(
+            vertices.double(), rotation=rotation.double(), translation=translation.double()
+        ).float()
+        rendering = render(
+            in_camera,
+            self.face_model.triangles,
+            albedo=albedo,
+            lighting=lighting(shots, brightness=albedo.mean((1, 2))),
+            camera=camera,
+        )
+        faces = (rendering.image.clamp(0.0, 1.0) * 255.0).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+        masks = rendering.mask.numpy()
+        landmarks = project(self.face_model.landmarks(in_camera), camera).numpy()
+        heads = self._heads(
+            jobs, self.face_model.landmarks(vertices), rotation, translation, camera, landmarks, faces, masks
+        )
+        for row, job in enumerate(jobs):
+            yield Photo(
+                name=job.name,
+                person=job.person,
+                content=self._compose(faces[row], masks[row], heads[row], job),
+                landmarks=landmarks[row],
+                rotation=rotation[row].numpy(),
+                vertices=vertices[row].numpy(),
+                neutral=None if neutral is None else neutral[row].numpy(),
+                mesh_id=job.mesh.mesh_id if job.mesh else f"{source}/{job.name}",
+            )
+
+    def _shapes(self, jobs: Sequence[_Job]) -> tuple[Tensor, Tensor | None]:
+        if jobs[0].mesh is not None:
+            return torch.from_numpy(np.stack([job.mesh.vertices for job in jobs if job.mesh])), None
+        identity = _stack([job.subject.identity for job in jobs])
+        expression = _stack([job.shot.expression for job in jobs])
+        neutral = self.exact.vertices(identity)
+        shape = self.exact.vertices(identity, expression)
+        return _on_grid(shape), _on_grid(neutral)
+
+    def _place(self, points: Tensor, rotation: Tensor, shots: Sequence[Shot]) -> tuple[Camera, Tensor]:
+        """Camera and translation that give the landmarks' box the size and the place that the shot asks for."""
+        size = float(self.size_px)
+        focal = _stack([[shot.focal_factor * FOCAL_PER_SIZE * size] for shot in shots])
+        fill = _stack([[shot.fill] for shot in shots])
+        offset = _stack([shot.offset for shot in shots])
+        camera = Camera(
+            focal_px=focal[:, 0].float(),
+            principal_px=torch.full((len(shots), 2), size / 2.0),
+            size=(self.size_px, self.size_px),
+        )
+        turned = to_camera_space(
+            points.double(), rotation=rotation.double(), translation=torch.zeros(len(shots), 3).double()
+        )
+        extent = (turned[..., :2].amax(1) - turned[..., :2].amin(1)).amax(1, keepdim=True)
+        depth = focal * extent / (fill * size)
+        # Keeps the box inside the photo, whatever the offset.
+        room = ((1.0 - fill) / 2.0 - 0.02).clamp_min(0.0)
+        target = torch.maximum(torch.minimum(offset, room), -room) * size
+        middle = (turned[..., :2].amax(1) + turned[..., :2].amin(1)) / 2.0
+        sideways = target * depth / focal - middle
+        return camera, torch.cat([sideways, depth - turned[..., 2].mean(1, keepdim=True)], 1).float()
+
+    def _heads(
+        self,
+        jobs: Sequence[_Job],
+        points: Tensor,
+        rotation: Tensor,
+        translation: Tensor,
+        camera: Camera,
+        landmarks: NDArray[np.float32],
+        faces: Pixels,
+        masks: NDArray[np.bool_],
+    ) -> list[HeadOutline]:
+        """Places of skull, hair and neck, guessed from the landmarks and seen by the same camera."""
+        ears = (points[:, 0] + points[:, 16]) / 2.0
+        width = (points[:, 16] - points[:, 0]).norm(dim=1)
+        brows = points[:, 17:27].mean(1)
+        up, back = points.new_tensor([0.0, 1.0, 0.0]), points.new_tensor([0.0, 0.0, -1.0])
+        centre = ears + width[:, None] * (0.22 * up + 0.12 * back)
+        neck = ears + width[:, None] * (-0.5 * up + 0.15 * back)
+        volume = points.new_tensor([max(1.0, job.subject.hair_volume) for job in jobs])
+        stretch = points.new_tensor([0.57, 0.72, 0.68])
+        hair = self.skull * stretch * (volume * width)[:, None, None] + centre[:, None]
+        all_points = torch.cat([hair, centre[:, None], neck[:, None]], 1)
+        seen = to_camera_space(all_points, rotation=rotation, translation=translation)
+        pixels = project(seen, camera).numpy()
+        hairline = brows[:, 1] + width * points.new_tensor([job.subject.hairline for job in jobs])
+        # The hair's edge falls from the forehead to the nape.
+        edge = hairline[:, None] - 0.75 * (brows[:, None, 2] - hair[..., 2])
+        hairy = (hair[..., 1] > edge).numpy()
+        facing = (seen[..., :-2, 2] < seen[:, -2:-1, 2]).numpy()
+        heads = []
+        for row, job in enumerate(jobs):
+            visible = faces[row][masks[row]]
+            heads.append(
+                HeadOutline(
+                    skull=pixels[row, :-2][hairy[row]],
+                    skull_facing=facing[row][hairy[row]],
+                    centre=pixels[row, -2],
+                    neck=pixels[row, -1],
+                    landmarks=landmarks[row],
+                    width_px=float(width[row] * camera.focal_px[row] / translation[row, 2]),
+                    roll=float(job.shot.angles[2]),
+                    skin=visible.mean(0) if len(visible) else np.full(3, 128.0),
+                )
+            )
+        return heads
+
+    def _compose(self, face: Pixels, mask: NDArray[np.bool_], head: HeadOutline, job: _Job) -> bytes:
+        stream, yaw = job.shot.scenery, float(job.shot.angles[0])
+        image = background(stream, self.size_px)
+        draw_behind(image, head, job.subject, stream)
+        if not self.has_eyes:
+            draw_openings(image, head, stream, yaw=yaw)
+        np.copyto(image, face, where=mask[..., None])
+        image = _smooth_edge(image, mask)
+        if job.subject.wears_glasses:
+            draw_glasses(image, head, stream, yaw=yaw)
+        draw_hair(image, head, job.subject, stream)
+        if job.shot.occluded:
+            draw_occluder(image, head, stream)
+        return degrade(image, stream)
+
+
+def lighting(shots: Sequence[Shot], *, brightness: Tensor) -> Tensor:
+    """Spherical-harmonics light (B, 9, 3) of the shots, exposed so that the face is neither black nor white.
+
+    Shape: `brightness` (B,) is the mean albedo of each face.
+    """
+    directions = _stack([shot.light_directions for shot in shots]).float()
+    colours = _stack([shot.light_colours for shot in shots]).float()
+    light = torch.einsum("bkn,bkc->bnc", irradiance_basis(directions) * _LIGHT_BANDS, colours)
+    light[:, 0] += _stack([shot.ambient for shot in shots]).float()
+    normals = _sphere(64)
+    level = (irradiance_basis(normals[normals[:, 2] < -0.3]) @ light).mean((1, 2))
+    exposure = _stack([[shot.exposure] for shot in shots])[:, 0].float()
+    exposure = (brightness * exposure).clamp(0.15, 0.85) / brightness.clamp_min(1e-3)
+    return light * (exposure / level.clamp_min(1e-3))[:, None, None]
+
+
+def _smooth_edge(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
+    # The rasteriser's silhouette is hard; a lens is not.
+    weight = cv2.GaussianBlur(mask.astype(np.uint8) * 255, (3, 3), 0)
+    edge = (weight > 0) & (weight < 255)
+    image[edge] = cv2.GaussianBlur(image, (3, 3), 0)[edge]
+    return image
+
+
+def _sphere(count: int) -> Tensor:
+    """Points (N, 3) spread evenly over the unit sphere."""
+    number = torch.arange(count, dtype=torch.float64) + 0.5
+    height = 1.0 - 2.0 * number / count
+    turn = math.pi * (3.0 - math.sqrt(5.0)) * number
+    radius = (1.0 - height**2).sqrt()
+    return torch.stack([radius * turn.cos(), height, radius * turn.sin()], 1).float()
+
+
+def _on_grid(vertices: Tensor) -> Tensor:
+    return ((vertices / MESH_GRID_MM).round() * MESH_GRID_MM).float()
+
+
+def _stack(rows: Sequence[NDArray[np.float64] | Sequence[float]]) -> Tensor:
+    return torch.from_numpy(np.stack([np.asarray(row, np.float64) for row in rows]))
