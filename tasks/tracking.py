@@ -33,10 +33,7 @@ MAX_VALUE_LENGTH = 6000
 SHARED_SECTIONS = ("project", "face_model")
 """Sections that every stage reads beside its own."""
 
-FURTHER_SECTIONS = {
-    stage: ("encoder",)
-    for stage in ("train_geometry", "train_self_supervised", "train_supervised", "train_fused", "refusion")
-}
+ENCODER_STAGES = ("train_geometry", "train_self_supervised", "train_supervised", "train_fused", "refusion")
 
 
 class TrackingError(RuntimeError):
@@ -107,7 +104,7 @@ def track(params: Params, workspace: Workspace, stage: str) -> Iterator[TrackedR
     client = tracking_client(params, workspace)
     experiment_id = _experiment(client, params, workspace)
     tags = {"mien.stage": stage, "mien.workspace": str(workspace.root.resolve())}
-    tags |= code_version(workspace) | data_versions(workspace, stage)
+    tags |= code_version() | data_versions(workspace, stage)
     with _open_run(client, experiment_id, stage, tags) as run:
         run.params(stage_parameters(params, stage))
         yield run
@@ -149,7 +146,7 @@ def tracking_client(params: Params, workspace: Workspace) -> MlflowClient:
 def stage_parameters(params: Params, stage: str) -> dict[str, Any]:
     """The sections of `params.yaml` that a stage reads."""
     content = params.model_dump(mode="json", by_alias=True)
-    names = (*SHARED_SECTIONS, *FURTHER_SECTIONS.get(stage, ()), stage)
+    names = (*SHARED_SECTIONS, *(("encoder",) if stage in ENCODER_STAGES else ()), stage)
     return {name: content[name] for name in names}
 
 
@@ -167,7 +164,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def code_version(workspace: Workspace) -> dict[str, str]:
+def code_version() -> dict[str, str]:
     """Tags that name the commit of the code and whether files differ from it; empty outside a git checkout."""
     folder = Path(__file__).resolve().parent
     commit = _git(folder, "rev-parse", "HEAD")

@@ -81,12 +81,12 @@ def test_unknown_stage_is_refused(params: Params, workspace: Workspace) -> None:
 
 def test_local_address_is_absolute(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert tracking_uri(params, Workspace(Path("."))) == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
+    assert tracking_uri(params, Workspace(Path())) == f"sqlite:///{tmp_path}/mlruns/mlflow.db"
 
 
 def test_unusable_address_is_one_line(params: Params, workspace: Workspace) -> None:
     wrong = params.model_copy(update={"register": RegisterParams(tracking_uri="gopher://nowhere")})
-    with pytest.raises(TrackingError, match="change register.tracking_uri") as caught:
+    with pytest.raises(TrackingError, match=r"change register\.tracking_uri") as caught:
         tracking_client(wrong, workspace)
     assert "\n" not in str(caught.value)
 
