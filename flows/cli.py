@@ -1,0 +1,176 @@
+"""The command `mien`: reconstruct photos, run the pipeline, make a workspace, look at a face model."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.environment import prepare
+from flows.failures import StageError, reported
+from flows.processes import run_child
+from flows.server import prefect_server
+from flows.stages import FUNCTIONS
+from flows.workspace import allow_without_git, create_workspace, preset_names, preset_path, read_yaml
+
+app = typer.Typer(
+    name="mien",
+    help="Learn to turn face photographs into 3D faces, and do it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+model_app = typer.Typer(help="Look at the face model of a workspace.", no_args_is_help=True)
+app.add_typer(model_app, name="model")
+
+WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder with params.yaml and artifacts/.")]
+debugging = False
+
+
+@app.callback()
+def options(debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")] = False) -> None:
+    """Learn to turn face photographs into 3D faces, and do it."""
+    global debugging
+    debugging = debug
+
+
+@contextmanager
+def command(name: str, workspace: Path) -> Iterator[None]:
+    """Environment and error handling of every command."""
+    prepare(workspace)
+    with reported(workspace, name, debug=debugging):
+        yield
+
+
+@app.command()
+def reconstruct(
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for meshes, overlays, coefficients and cameras.")],
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights of a training stage; default: the registry's champion.")
+    ] = None,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Turn photos into coloured meshes (OBJ), overlays (PNG), coefficients and camera (JSON)."""
+    with command("reconstruct", workspace):
+        from tasks.artifacts import Workspace
+        from tasks.reconstruct import reconstruct_photos
+
+        written = reconstruct_photos(photos, out, workspace=Workspace(workspace), checkpoint=checkpoint)
+        for path in written:
+            print(path)
+
+
+@app.command()
+def run(workspace: WorkspaceOption = Path()) -> None:
+    """Bring the whole pipeline up to date: `dvc repro` with one Prefect server for the run."""
+    with command("run", workspace):
+        _require_workspace(workspace)
+        allow_without_git(workspace)
+        with prefect_server(workspace):
+            code = run_child([sys.executable, "-m", "dvc", "repro"], cwd=workspace)
+        if code:
+            raise StageError(
+                "the pipeline stopped, see above; after the remedy the same command goes on where it stopped"
+            )
+        _say_what_next(workspace)
+
+
+@app.command()
+def workspace(
+    folder: Annotated[Path, typer.Argument(help="Folder to make.")],
+    preset: Annotated[str, typer.Option(help=f"Name ({', '.join(preset_names())}) or file of parameters.")],
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a parameter; may be repeated.")
+    ] = None,
+    start: Annotated[bool, typer.Option("--run", help="Run the pipeline in it at once.")] = False,
+) -> None:
+    """Make a folder with parameters, artifacts and registry of its own, beside the default run."""
+    with command("workspace", folder):
+        create_workspace(folder, preset=preset_path(preset), settings=settings or [])
+        print(f"{folder}: ready; `mien run --workspace {folder}` runs the pipeline in it")
+    if start:
+        run(folder)
+
+
+@app.command()
+def status(workspace: WorkspaceOption = Path()) -> None:
+    """Say which stages are up to date, and what the last evaluation measured."""
+    with command("status", workspace):
+        _require_workspace(workspace)
+        allow_without_git(workspace)
+        from flows.status import show_status
+
+        show_status(workspace)
+
+
+@model_app.command()
+def preview(
+    out: Annotated[Path, typer.Argument(help="PNG to write.")] = Path("face_model.png"),
+    seed: Annotated[int, typer.Option(help="Chooses the random faces.")] = 0,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Draw the mean, random identities, expressions and poses of the face model."""
+    with command("model", workspace):
+        from tasks.artifacts import Workspace
+        from tasks.face_model import load_face_model
+        from tasks.params import load_params
+        from tasks.preview import draw_model_sheet
+
+        place = Workspace(workspace)
+        draw_model_sheet(load_face_model(load_params(place.params), place), out, seed=seed)
+        print(out)
+
+
+@model_app.command()
+def info(workspace: WorkspaceOption = Path()) -> None:
+    """Say what the face model consists of."""
+    with command("model", workspace):
+        from flows.status import show_model
+
+        show_model(workspace)
+
+
+def _require_workspace(workspace: Path) -> None:
+    for name in ("params.yaml", "dvc.yaml"):
+        if not (workspace / name).is_file():
+            raise FileNotFoundError(
+                f"{workspace / name}: no such file; run in a Mien workspace or name one with --workspace"
+            )
+    # DVC would complain about parameters, too, but not in words that help.
+    from tasks.params import load_params
+
+    load_params(workspace / "params.yaml")
+
+
+def _say_what_next(workspace: Path) -> None:
+    root = workspace.resolve()
+    model = read_yaml(root / "params.yaml").get("register", {}).get("model_name", "mien-reconstructor")
+    here = f" --workspace {workspace}" if workspace != Path() else ""
+    print(f"""
+Done: {len(FUNCTIONS)} stages are up to date.
+
+  report            {root / "artifacts" / "evaluate" / "report.html"}
+  label checks      {root / "artifacts" / "validate_labels" / "data_docs"}
+  model             models:/{model}@champion
+
+  MLflow page       mlflow ui --backend-store-uri sqlite:///{root / "mlruns" / "mlflow.db"}
+  Prefect page      PREFECT_HOME={root / ".mien" / "prefect"} prefect server start
+
+To try next (first: source .venv/bin/activate):
+  mien reconstruct PHOTO.jpg --out reconstructions{here}
+  mien model preview face_model.png{here}
+  change a value in params.yaml, then: mien run{here}""")
+
+
+def main() -> None:
+    """Entry point of `mien`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,86 @@
+"""Every stage as a flow: the table from names to the plain functions of tasks/, and how one is run."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flows.failures import failure_path
+
+if TYPE_CHECKING:
+    from tasks.artifacts import Workspace
+    from tasks.params import Params
+
+FUNCTIONS = {
+    "ingest": "tasks.ingest:ingest",
+    "train_detector": "tasks.train_detector:train_detector",
+    "train_geometry": "tasks.train_geometry:train_geometry",
+    "detect_landmarks": "tasks.detect:detect_landmarks",
+    "validate_labels": "tasks.validate:validate_labels",
+    "train_self_supervised": "tasks.train:train_self_supervised",
+    "train_supervised": "tasks.train:train_supervised",
+    "train_fused": "tasks.train:train_fused",
+    "refusion": "tasks.refusion:refusion",
+    "evaluate": "tasks.evaluate:evaluate",
+    "register": "tasks.register:register",
+}
+"""Module and function of every stage; imported only when it runs."""
+
+
+def stage_function(name: str) -> Callable[[Params, Workspace], None]:
+    """The plain function of a stage.
+
+    Raises: ValueError if no stage has that name.
+    """
+    if name not in FUNCTIONS:
+        raise ValueError(f"stage {name!r} is unknown, expected one of {', '.join(FUNCTIONS)}")
+    module, function = FUNCTIONS[name].split(":")
+    return getattr(importlib.import_module(module), function)  # type: ignore[no-any-return]
+
+
+def run_stage(name: str, workspace: Path) -> None:
+    """Run a stage as a flow run of its name.
+
+    Needs a Prefect API, see `flows.server`. Raises: whatever the stage raises.
+    """
+    from prefect import flow
+    from prefect.artifacts import create_markdown_artifact
+    from prefect.states import Completed, Failed
+
+    from tasks.artifacts import Workspace
+    from tasks.params import load_params
+
+    errors: list[BaseException] = []
+
+    # Named after the stage, not after the function, so that Prefect shows what `dvc.yaml` shows.
+    @flow(name=name, flow_run_name=f"{name} in {workspace.resolve().name}", validate_parameters=False)
+    def stage(folder: str):  # type: ignore[no-untyped-def]
+        place = Workspace(Path(folder))
+        try:
+            stage_function(name)(load_params(place.params), place)
+        except Exception as error:  # noqa: BLE001 - handed to the caller; the page shows the message, no trace
+            errors.append(error)
+            return Failed(message=f"{type(error).__name__}: {error}")
+        create_markdown_artifact(key=name.replace("_", "-"), markdown=_summary(place.folder(name)), description=name)
+        return Completed()
+
+    failure_path(workspace, name).unlink(missing_ok=True)
+    started = time.monotonic()
+    print(f"[{name}] starts", flush=True)
+    stage(str(workspace.resolve()), return_state=True)
+    if errors:
+        raise errors[0]
+    print(f"[{name}] done in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def _summary(folder: Path) -> str:
+    """What a stage says about its result, for the Prefect page."""
+    for name in ("metrics.json", "summary.json"):
+        if (folder / name).is_file():
+            content = json.loads((folder / name).read_text(encoding="utf-8"))
+            return f"`{folder / name}`\n\n```json\n{json.dumps(content, indent=2)}\n```"
+    return f"`{folder}`"

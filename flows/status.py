@@ -1,0 +1,73 @@
+"""What `mien status` and `mien model info` say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+HEADLINES = ("scan_error_mm_median", "vertex_error_mm", "landmark_nme", "pose_error_deg", "similarity")
+"""Metrics of the evaluation that fit on a screen."""
+
+
+def show_status(workspace: Path) -> None:
+    """Print for every stage whether it is up to date, then the last evaluation."""
+    from dvc.repo import Repo
+
+    from flows.pipeline import stage_order
+
+    with Repo(str(workspace)) as repo:
+        stale = repo.status()
+    console = Console()
+    table = Table("stage", "state", "because of")
+    for name in stage_order(workspace):
+        causes = stale.get(name, [])
+        if (workspace / "artifacts" / name).is_dir():
+            table.add_row(name, "stale" if causes else "up to date", ", ".join(_causes(causes)))
+        else:
+            table.add_row(name, "not made yet", "")
+    console.print(table)
+    metrics = workspace / "artifacts" / "evaluate" / "metrics.json"
+    if metrics.is_file():
+        console.print(_evaluation(json.loads(metrics.read_text(encoding="utf-8"))))
+
+
+def _causes(entries: list[object]) -> list[str]:
+    named: list[str] = []
+    for entry in entries:
+        if isinstance(entry, str):
+            named.append(entry)
+        elif isinstance(entry, dict):
+            for kind, things in entry.items():
+                if isinstance(things, dict):
+                    named += [str(thing) for thing, what in things.items() if what != "new" or kind != "changed outs"]
+    return named[:4] + (["…"] if len(named) > 4 else [])
+
+
+def _evaluation(metrics: dict[str, object]) -> Table:
+    table = Table("model", *HEADLINES)
+    for name, values in metrics.items():
+        if isinstance(values, dict) and any(key in values for key in HEADLINES):
+            found = [values.get(key) for key in HEADLINES]
+            table.add_row(name, *(f"{value:.3f}" if isinstance(value, (int, float)) else "–" for value in found))
+    return table
+
+
+def show_model(workspace: Path) -> None:
+    """Print counts and names of the face model."""
+    from tasks.artifacts import Workspace
+    from tasks.face_model import load_face_model
+    from tasks.params import load_params
+
+    place = Workspace(workspace)
+    params = load_params(place.params)
+    model = load_face_model(params, place)
+    table = Table(show_header=False)
+    table.add_row("kind", params.face_model.kind)
+    table.add_row("vertices, triangles", f"{model.mean.shape[0]:,}, {model.triangles.shape[0]:,}")
+    table.add_row("identity modes", str(model.identity_basis.shape[0]))
+    table.add_row("expressions", ", ".join(model.expression_names))
+    table.add_row("albedo modes", str(model.albedo_basis.shape[0]))
+    Console().print(table)
