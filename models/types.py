@@ -18,7 +18,7 @@ LANDMARK_COUNT = 68
 """Points of the iBUG annotation: jaw 0-16, brows 17-26, nose 27-35, eyes 36-47, outer lips 48-59, inner lips 60-67."""
 
 PART_NAMES = ("skin", "lips", "brows", "eyes", "mouth")
-"""What a vertex belongs to; `MorphableModel.parts` holds indices into this tuple. `mouth` is the inside of the mouth."""
+"""What a vertex belongs to; `MorphableModel.parts` holds indices into this. `mouth` is the inside of the mouth."""
 
 TensorFields = TypeVar("TensorFields")
 

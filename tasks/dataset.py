@@ -17,9 +17,7 @@ from tasks.artifacts import CLEAN, MESHES, Workspace, read_table
 from tasks.params import Params
 
 
-def load_crops(
-    workspace: Workspace, params: Params, *, split: str, sources: Sequence[str] | None = None
-) -> CropSet:
+def load_crops(workspace: Workspace, params: Params, *, split: str, sources: Sequence[str] | None = None) -> CropSet:
     """Crops of a split (train, validation, test), of all sources or of those named.
 
     Raises: ValueError if nothing is left, or if the crops have another size than the params say.
@@ -31,7 +29,9 @@ def load_crops(
     table = table.filter(keep)
     if not len(table):
         wanted = f" of {', '.join(sources)}" if sources is not None else ""
-        raise ValueError(f"validate_labels/clean.parquet: no {split} samples{wanted}; add photos or change the shares in ingest")
+        raise ValueError(
+            f"validate_labels/clean.parquet: no {split} samples{wanted}; add photos or change the shares in ingest"
+        )
     sample_ids = table["sample_id"].to_pylist()
     affine = _column(table, "affine", 9).view(-1, 3, 3)
     to_crop = torch.linalg.inv(affine)
@@ -101,7 +101,7 @@ def _meshes(workspace: Workspace, mesh_ids: list[str | None]) -> tuple[Tensor, T
     if missing:
         raise ValueError(f"ingest/meshes.parquet: mesh {min(missing)} is missing; run ingest again")
     width = len(table["vertices"][0].values) if len(table) else 3
-    vertices = _column(table, "vertices", width).view(len(table), -1, 3)
-    neutral = _column(table, "neutral", width).view(len(table), -1, 3)
+    vertices = _column(table, "vertices", width).view(len(table), width // 3, 3)
+    neutral = _column(table, "neutral", width).view(len(table), width // 3, 3)
     index = torch.tensor([-1 if name is None else places[name] for name in mesh_ids])
     return index, vertices, neutral

@@ -1,7 +1,7 @@
 """Stage refusion: while reconstructions do not resemble their photos, raise the labelled share and train again.
 
-Rounds are judged by the validation split: similarity says whether to go on, geometry whether a round may be kept. Source:
-method A.4. A killed run goes on after the last finished round.
+Rounds are judged by the validation split: similarity says whether to go on, geometry whether a round may be kept.
+A killed run goes on after the last finished round. Source: method A.4.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from tasks.artifacts import Workspace, load_checkpoint, replace_folder, save_che
 from tasks.params import Params, RefusionParams, TrainingParams
 from tasks.tracking import TrackedRun, track
 from tasks.train import (
-    EVALUATION_BATCH,
     Trainee,
+    batches_of,
     encode,
     fingerprint,
     fit,
@@ -51,9 +51,7 @@ def refusion(params: Params, workspace: Workspace) -> None:
     section, stage = params.refusion, params.train_fused
     initial = workspace.folder("train_fused") / "checkpoint.pt"
     trainee = load_trainee(params, workspace, initial, sources=[source.source for source in stage.sources])
-    identity = fingerprint(
-        params, workspace, "refusion", [initial, workspace.folder("validate_labels") / "clean.parquet"]
-    )
+    identity = fingerprint(params, "refusion", [initial, workspace.folder("validate_labels") / "clean.parquet"])
     progress = workspace.progress("refusion")
     state = _read_state(progress, identity, trainee)
     with track(params, workspace, "refusion") as run, replace_folder(workspace.folder("refusion")) as folder:
@@ -128,7 +126,7 @@ def judge(trainee: Trainee, *, number: int, share: float, before: Round | None =
 def median_similarity(reconstructor: Reconstructor, crops: CropSet) -> float:
     """Median similarity of renderings and photos."""
     values = []
-    for indices in torch.arange(len(crops)).split(EVALUATION_BATCH):
+    for indices in batches_of(len(crops)):
         batch = make_batch(crops, indices, model=reconstructor.model, source="validation", labelled=False)
         coefficients = encode(reconstructor, reconstructor.encoder, batch.image, batch.landmarks, batch.confidence)
         drawn = reconstructor.reconstruct(coefficients, batch.camera, shade=True).rendering

@@ -1,10 +1,10 @@
-"""Stages train_self_supervised, train_supervised and train_fused: method A, three times the same loop with other sources."""
+"""Stages train_self_supervised, train_supervised and train_fused: method A, the same loop with other sources."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ from torch import Generator, Tensor, nn
 
 from models.face.alignment import rigid_alignment, transform
 from models.face.camera import rotation_distance
-from models.face.morphable import MorphableModel
 from models.losses.objective import TERMS, Step, objective
 from models.metrics import landmark_error, similarity
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
@@ -40,7 +39,10 @@ def train_self_supervised(params: Params, workspace: Workspace) -> None:
 
 
 def train_supervised(params: Params, workspace: Workspace) -> None:
-    """Stage 2: mesh losses on the few labelled photos; they reach shape only, while the labels drawn teach pose and light."""
+    """Stage 2: mesh losses on the few labelled photos.
+
+    They reach shape only, while the labels, drawn, teach pose and light.
+    """
     train_stage(params, workspace, "train_supervised")
 
 
@@ -75,7 +77,7 @@ def train_stage(params: Params, workspace: Workspace, stage: str) -> None:
             shares=shares,
             seed=params.project.seed,
             progress_folder=workspace.progress(stage),
-            identity=fingerprint(params, workspace, stage, [initial, workspace.folder("validate_labels") / "clean.parquet"]),
+            identity=fingerprint(params, stage, [initial, workspace.folder("validate_labels") / "clean.parquet"]),
             name=stage,
         )
         save_checkpoint(folder / "checkpoint.pt", reconstructor_content(trainee.reconstructor))
@@ -105,7 +107,9 @@ def load_trainee(params: Params, workspace: Workspace, checkpoint: Path, *, sour
     crops = load_crops(workspace, params, split="train", sources=sources)
     for name in sources:
         if not len(crops.of_source(name)):
-            raise ValueError(f"source {name}: no training crops are left; see artifacts/validate_labels/quarantine.parquet")
+            raise ValueError(
+                f"source {name}: no training crops are left; see artifacts/validate_labels/quarantine.parquet"
+            )
     return Trainee(
         reconstructor=reconstructor,
         crops=crops,
@@ -119,7 +123,7 @@ def load_trainee(params: Params, workspace: Workspace, checkpoint: Path, *, sour
 def labelled_shares(
     sources: Sequence[TrainingSource], trainee: Trainee, *, share: float | str | None
 ) -> dict[str, float]:
-    """Each source's share of a batch; with `share` the labelled ones together get that much, or what their quality earns."""
+    """Each source's share of a batch; with `share` the labelled ones together get that much, or what quality earns."""
     shares = {source.source: source.share for source in sources}
     labelled = sum(value for name, value in shares.items() if name in trainee.labelled)
     if share is None or not 0.0 < labelled < 1.0:
@@ -191,7 +195,8 @@ def _step_loss(trainee: Trainee, losses: Mapping[str, Mapping[str, float]], coun
             torch.cat([batch.landmarks for batch in batches]),
             torch.cat([batch.confidence for batch in batches]),
         )
-        total, named, start = torch.zeros(()), {}, 0
+        total, start = torch.zeros(()), 0
+        named: dict[str, Tensor] = {}
         for batch in batches:
             stop = start + len(batch.image)
             step = Step(reconstructor.model, batch, _part(coefficients, start, stop), trainee.shape_weights)
@@ -219,7 +224,10 @@ def _part(coefficients: FaceCoefficients, start: int, stop: int) -> FaceCoeffici
 
 
 def _validation(trainee: Trainee, losses: Mapping[str, Mapping[str, float]]) -> Validate:
-    """Validation numbers and their score: shape and landmarks against the start where the stage uses meshes, else its losses."""
+    """Validation numbers and their score.
+
+    The score is shape and landmarks relative to the start where the stage uses meshes, else the stage's losses.
+    """
     supervised = any("scan" in TERMS[name].needs for terms in losses.values() for name in terms)
     start: dict[str, float] = {}
     if supervised and bool((trainee.validation.mesh_index >= 0).any()):
@@ -240,6 +248,12 @@ def _validation(trainee: Trainee, losses: Mapping[str, Mapping[str, float]]) -> 
     return validate
 
 
+def batches_of(count: int) -> Iterator[Tensor]:
+    """Consecutive indices, `EVALUATION_BATCH` at a time."""
+    for start in range(0, count, EVALUATION_BATCH):
+        yield torch.arange(start, min(start + EVALUATION_BATCH, count))
+
+
 @torch.no_grad()
 def measure(
     reconstructor: Reconstructor,
@@ -248,11 +262,11 @@ def measure(
     *,
     losses: Mapping[str, float] | None = None,
 ) -> dict[str, float]:
-    """Means over a split: landmark NME, similarity, and where the truth is known vertex error (mm) and pose error (°)."""
+    """Means over a split: landmark NME, similarity; where the truth is known also vertex error (mm), pose error (°)."""
     model = reconstructor.model
     outer = model.part("skin") | model.part("lips") | model.part("brows")
     sums: dict[str, list[Tensor]] = {}
-    for indices in torch.arange(len(crops)).split(EVALUATION_BATCH):
+    for indices in batches_of(len(crops)):
         batch = make_batch(crops, indices, model=model, source="validation", labelled=False)
         coefficients = encode(reconstructor, encoder, batch.image, batch.landmarks, batch.confidence)
         found = reconstructor.reconstruct(coefficients, batch.camera, shade=True)
@@ -269,26 +283,28 @@ def measure(
             values["objective"] = objective(step, losses)[0].expand(len(indices))
         known = crops.mesh_index[indices] >= 0
         if bool(known.any()):
-            values["vertex_error_mm"] = shape_error(model, found.neutral[known], crops, indices[known], outer)
+            values["vertex_error_mm"] = shape_error(found.neutral[known], crops, indices[known], outer)
         for name, value in values.items():
             sums.setdefault(name, []).append(value[value.isfinite()])
     pooled = {name: torch.cat(parts) for name, parts in sums.items()}
     return {name: float(values.mean()) for name, values in pooled.items() if len(values)}
 
 
-def shape_error(
-    model: MorphableModel, neutral: Tensor, crops: CropSet, indices: Tensor, chosen: Tensor
-) -> Tensor:
-    """Mean vertex distance in mm of neutral shapes after rigid alignment; the label with expression where that is all there is."""
+def shape_error(neutral: Tensor, crops: CropSet, indices: Tensor, chosen: Tensor) -> Tensor:
+    """Mean vertex distance in mm of neutral shapes (B, V, 3) over the chosen vertices, after rigid alignment.
+
+    A label without a known neutral shape is taken with its expression.
+    """
     meshes = crops.mesh_index[indices]
     truth = crops.neutral[meshes]
     truth = torch.where(truth.isfinite(), truth, crops.vertices[meshes])[:, chosen]
     predicted = neutral[:, chosen]
     rotation, translation, _ = rigid_alignment(predicted, truth)
-    return (transform(predicted, rotation, translation) - truth).norm(dim=2).mean(1)
+    distance: Tensor = torch.linalg.vector_norm(transform(predicted, rotation, translation) - truth, dim=2)
+    return distance.mean(1)
 
 
-def fingerprint(params: Params, workspace: Workspace, stage: str, inputs: Sequence[Path]) -> str:
+def fingerprint(params: Params, stage: str, inputs: Sequence[Path]) -> str:
     """Identifies a run, so that only an unfinished run of the same inputs and parameters is resumed."""
     sections = ["project", "face_model", "encoder", "train_geometry", "validate_labels", stage]
     digest = hashlib.sha256(repr([getattr(params, section) for section in sections]).encode())

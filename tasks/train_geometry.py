@@ -6,12 +6,11 @@ import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
+from models.face.camera import crop_camera, project, rotation_distance, to_camera_space
 from models.losses.coefficients import geometry_embedding
 from models.losses.image import REFERENCE_SIZE_PX
-from models.face.camera import crop_camera, rotation_distance
 from models.reconstruction.geometry_branch import LandmarkNoise, SimulatedFaces, simulate_faces
 from models.reconstruction.reconstructor import Reconstructor, ReconstructorSettings, reconstructor_content
-from models.face.camera import project, to_camera_space
 from models.training.loop import LoopSettings, build_fabric, seeded, train
 from tasks.artifacts import Workspace, replace_folder, save_checkpoint, write_json
 from tasks.face_model import load_face_model
@@ -28,7 +27,7 @@ REPROJECTION_WEIGHT = 0.02
 
 
 def train_geometry(params: Params, workspace: Workspace) -> None:
-    """Train on unlimited simulated projections under the detector's measured noise; writes checkpoint, curve, metrics."""
+    """Train on simulated projections under the detector's measured noise; writes checkpoint, curve and metrics."""
     section = params.train_geometry
     torch.manual_seed(params.project.seed)
     model = load_face_model(params, workspace)
@@ -51,10 +50,10 @@ def train_geometry(params: Params, workspace: Workspace) -> None:
         )
 
     def errors(state: Tensor, faces: SimulatedFaces) -> dict[str, Tensor]:
-        identity, expression, pose = state.split(reconstructor.encoder.sizes, 1)
+        identity, expression, pose = torch.split(state, list(reconstructor.encoder.sizes), 1)
         rotation, translation = reconstructor.pose(pose)
         offsets = identity @ branch.identity_basis + expression @ branch.expression_basis
-        points = branch.mean + offsets.unflatten(1, (-1, 3))
+        points = branch.mean + offsets.view(len(state), -1, 3)
         seen = to_camera_space(points, rotation=rotation, translation=translation)
         pixels = project(seen, crop_camera(len(points), size_px))
         return {
@@ -87,9 +86,17 @@ def train_geometry(params: Params, workspace: Workspace) -> None:
         _, states = network(reconstructor.normalize(held_out.landmarks), held_out.confidence)
         found = {name: float(value.mean()) for name, value in errors(states[-1], held_out).items()}
         shape_mm = found["shape"] ** 0.5
-        return {**found, "score": found["shape"], "shape_error_mm": shape_mm, "shape_ratio": shape_mm / float(mean_face)}
+        return {
+            **found,
+            "score": found["shape"],
+            "shape_error_mm": shape_mm,
+            "shape_ratio": shape_mm / float(mean_face),
+        }
 
-    with track(params, workspace, "train_geometry") as run, replace_folder(workspace.folder("train_geometry")) as folder:
+    with (
+        track(params, workspace, "train_geometry") as run,
+        replace_folder(workspace.folder("train_geometry")) as folder,
+    ):
         result = train(
             fabric,
             branch,
@@ -106,7 +113,7 @@ def train_geometry(params: Params, workspace: Workspace) -> None:
             loss=loss,
             validate=validate,
             progress_folder=workspace.progress("train_geometry"),
-            fingerprint=fingerprint(params, workspace, "train_geometry", [workspace.folder("train_detector") / "noise.npz"]),
+            fingerprint=fingerprint(params, "train_geometry", [workspace.folder("train_detector") / "noise.npz"]),
             name="train_geometry",
         )
         save_checkpoint(folder / "checkpoint.pt", reconstructor_content(reconstructor))

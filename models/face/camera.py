@@ -1,7 +1,7 @@
 """From model space to pixels, and the camera of a crop.
 
-Convention: a rotation of zero faces the camera. Model space (x left of subject, y up, z out of the face) maps to camera space
-(x right, y down, z forward) by the half turn about x, so x_cam = diag(1, -1, -1) R(rotation) x_model + translation.
+Convention: a rotation of zero faces the camera. Model space (x left of subject, y up, z out of the face) maps to camera
+space (x right, y down, z forward) by the half turn about x: x_cam = diag(1, -1, -1) R(rotation) x_model + translation.
 Yaw is positive when the subject turns to their own left (the nose moves to the right in the image), pitch when they
 look up, roll when the head tilts clockwise in the image.
 """

@@ -24,7 +24,9 @@ def crop_affine(landmarks: Float[Tensor, "N L 2"], *, size_px: int, scale: float
     low, high = landmarks.amin(1), landmarks.amax(1)
     side = (high - low).amax(1) * scale
     if not bool((side > 0).all()):
-        raise ValueError("landmarks: all points of a face coincide, expected a face with extent; detect landmarks again")
+        raise ValueError(
+            "landmarks: all points of a face coincide, expected a face with extent; detect landmarks again"
+        )
     return box_affine((low + high) / 2, side, size_px=size_px)
 
 

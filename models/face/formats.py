@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,12 +59,12 @@ def build_face_model(kind: str, *, path: Path | None = None, identity_modes: int
 
 def save_face_model(model: MorphableModel, path: Path) -> None:
     """Write a face model as `.npz` that `build_face_model("npz", path=…)` reads."""
-    arrays = {name: buffer.cpu().numpy() for name, buffer in model.named_buffers()}
+    arrays: dict[str, Any] = {name: buffer.cpu().numpy() for name, buffer in model.named_buffers()}
     names = np.array(model.expression_names, dtype=np.str_)
     np.savez_compressed(path, name=model.name, licence=model.licence, expression_names=names, **arrays)
 
 
-def _procedural(path: Path | None, identity_modes: int) -> MorphableModel:
+def _procedural(_: Path | None, identity_modes: int) -> MorphableModel:
     from models.face.procedural import procedural_face
 
     return procedural_face(identity_modes=identity_modes)
@@ -73,7 +74,9 @@ def _npz(path: Path | None, identity_modes: int) -> MorphableModel:
     if path is None:
         raise ValueError("face model kind npz needs a path; set face_model.path")
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such face model; set face_model.path to an .npz file, or face_model.kind to procedural")
+        raise FileNotFoundError(
+            f"{path}: no such face model; set face_model.path to an .npz file, or face_model.kind to procedural"
+        )
     try:
         with np.load(path, allow_pickle=False) as file:
             data = {key: file[key] for key in file.files}
@@ -83,11 +86,17 @@ def _npz(path: Path | None, identity_modes: int) -> MorphableModel:
         return _from_ict(data, path, identity_modes)
     _require(data, OWN_KEYS, path)
     data["identity_basis"] = data["identity_basis"][:identity_modes]
-    texts = {"name": str(data.pop("name")), "licence": str(data.pop("licence"))}
-    names = [str(name) for name in data.pop("expression_names")]
-    tensors = {key: torch.from_numpy(np.ascontiguousarray(data[key])) for key in OWN_KEYS if key in data}
+    texts = ("name", "licence", "expression_names")
+    arrays: dict[str, Any] = {
+        key: torch.from_numpy(np.ascontiguousarray(data[key])) for key in OWN_KEYS if key not in texts
+    }
     try:
-        return MorphableModel(**texts, expression_names=names, **tensors)
+        return MorphableModel(
+            name=str(data["name"]),
+            licence=str(data["licence"]),
+            expression_names=[str(name) for name in data["expression_names"]],
+            **arrays,
+        )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 
@@ -130,8 +139,8 @@ def _from_ict(data: dict[str, np.ndarray], path: Path, identity_modes: int) -> M
 def _borrow_appearance(mean: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Albedo modes and part labels of the procedural face, for a model that has none.
 
-    The model is warped onto the procedural face by a thin-plate spline through the 68 landmarks; every vertex then takes
-    the appearance around the nearest points of the skin there.
+    The model is warped onto the procedural face by a thin-plate spline through the 68 landmarks; every vertex then
+    takes the appearance around the nearest points of the skin there.
     """
     donor = build_face_model("procedural")
     donor_mean = donor.mean.numpy()

@@ -42,7 +42,7 @@ def irradiance(normals: Float[Tensor, "B N 3"], lighting: Float[Tensor, "B 9 3"]
 
 
 def ambient_light(count: int, *, device: torch.device | str = "cpu") -> Float[Tensor, "B 9 3"]:
-    """White light from everywhere with a little more from the camera (camera-space -z), the encoder's starting point."""
+    """White light from everywhere, a little more from the camera (camera-space -z); the encoder's starting point."""
     lighting = torch.zeros(count, 9, 3, device=device)
     lighting[:, 0] = 0.8
     lighting[:, 2] = -0.25

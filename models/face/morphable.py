@@ -16,7 +16,8 @@ class MorphableModel(nn.Module):
     """Linear face model in millimetres with modes scaled so that a coefficient of 1 is one standard deviation.
 
     Convention: +x the subject's left, +y up, +z out of the face; triangles are counter-clockwise from outside.
-    Albedo is linear RGB reflectance in [0, 1]. Expression modes of ARKit-named models are displacements at full activation.
+    Albedo is linear RGB reflectance in [0, 1]. Expression modes of ARKit-named models are displacements at full
+    activation.
     Raises: ValueError naming the array, its shape and the expected one, if the arrays do not fit together.
     """
 
@@ -85,9 +86,10 @@ class MorphableModel(nn.Module):
                 raise ValueError(f"face model {self.name}: {key} has shape {found}, expected {shape}")
         for key, limit in (("triangles", count), ("landmark_vertices", count), ("parts", len(PART_NAMES))):
             values = getattr(self, key)
-            if values.numel() and not (0 <= int(values.min()) and int(values.max()) < limit):
+            if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < limit):
                 raise ValueError(
-                    f"face model {self.name}: {key} holds {int(values.min())} to {int(values.max())}, expected 0 to {limit - 1}"
+                    f"face model {self.name}: {key} holds {int(values.min())} to {int(values.max())}, "
+                    f"expected 0 to {limit - 1}"
                 )
         for key in ("mean", "identity_basis", "expression_basis", "albedo_mean", "albedo_basis"):
             if not torch.isfinite(getattr(self, key)).all():

@@ -26,7 +26,9 @@ def sample_expression(names: tuple[str, ...], count: int, *, generator: Generato
     if "jawOpen" not in names:
         return 0.7 * torch.randn(count, len(names), generator=generator).clamp(-2.5, 2.5)
     groups: dict[str, int] = {}
-    group = torch.tensor([groups.setdefault(name.removesuffix("Left").removesuffix("Right"), len(groups)) for name in names])
+    group = torch.tensor(
+        [groups.setdefault(name.removesuffix("Left").removesuffix("Right"), len(groups)) for name in names]
+    )
     active = (torch.rand(count, len(groups), generator=generator) < ACTIVE_SHARE)[:, group]
     shared = torch.rand(count, len(groups), generator=generator)[:, group]
     own = torch.rand(count, len(names), generator=generator)

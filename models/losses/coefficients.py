@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 def squared_norm(coefficients: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:
-    """Sum of squares: the negative log of a unit Gaussian, since σ is folded into the modes. Source: Deng et al. 2019."""
+    """Sum of squares: the negative log of a unit Gaussian, since σ is folded into the modes.
+
+    Source: Deng et al. 2019.
+    """
     return coefficients.square().sum(1)
 
 

@@ -1,7 +1,7 @@
 """The weighted sum of a training step: which terms exist, what each needs, and how they are put together.
 
-Gradients are routed as in method A.2: on labelled photos the mesh terms reach shape only (their pose is a label moved onto
-the prediction), and the `…_on_scan` terms draw the label itself, so they reach pose, light and albedo only.
+Gradients are routed as in method A.2: on labelled photos the mesh terms reach shape only (their pose is a label moved
+onto the prediction), and the `…_on_scan` terms draw the label itself, so they reach pose, light and albedo only.
 """
 
 from __future__ import annotations
@@ -53,9 +53,7 @@ class Step:
 
     def pose(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B V 3"]:
         """Model space to camera space under the predicted pose."""
-        return to_camera_space(
-            vertices, rotation=self.coefficients.rotation, translation=self.coefficients.translation
-        )
+        return to_camera_space(vertices, rotation=self.coefficients.rotation, translation=self.coefficients.translation)
 
     def draw(self, seen: Float[Tensor, "B V 3"]) -> Rendering:
         """Render a mesh in camera space with the predicted albedo and light."""
@@ -75,9 +73,7 @@ def _photo(step: Step, seen: Tensor) -> Tensor:
 
 def _landmark(step: Step, seen: Tensor) -> Tensor:
     points = project(step.model.landmarks(seen), step.batch.camera)
-    return landmark_distance(
-        points, step.batch.landmarks, confidence=step.batch.confidence, camera=step.batch.camera
-    )
+    return landmark_distance(points, step.batch.landmarks, confidence=step.batch.confidence, camera=step.batch.camera)
 
 
 def _vertex(step: Step) -> Tensor:
@@ -114,9 +110,7 @@ TERMS: dict[str, Term] = {
 """Every loss that `params.yaml` may name: L1 to L6 of method A in this order, then the priors."""
 
 
-def objective(
-    step: Step, weights: Mapping[str, float]
-) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
+def objective(step: Step, weights: Mapping[str, float]) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:
     """Weighted sum of the mean of every named term, and the unweighted means for the log.
 
     Raises: KeyError for an unknown term, ValueError if a term needs labels that the batch lacks.

@@ -73,7 +73,11 @@ class Encoder(nn.Module):
         self.appearance_sizes = (model.albedo_size, LIGHT_SIZE)
         self.image = BACKBONES[backbone](width=width, features=features)
         self.fusion = nn.Sequential(
-            nn.Linear(features + geometry_width, features), nn.LayerNorm(features), nn.SiLU(), nn.Linear(features, features), nn.SiLU()
+            nn.Linear(features + geometry_width, features),
+            nn.LayerNorm(features),
+            nn.SiLU(),
+            nn.Linear(features, features),
+            nn.SiLU(),
         )
         self.correction = nn.Linear(features, sum(self.sizes))
         self.appearance = nn.Linear(features, sum(self.appearance_sizes))
@@ -87,7 +91,9 @@ class Encoder(nn.Module):
         image: Float[Tensor, "B 3 S S"],
         landmarks: Float[Tensor, "B 68 2"],
         confidence: Float[Tensor, "B 68"],
-    ) -> tuple[Float[Tensor, "B I"], Float[Tensor, "B E"], Float[Tensor, "B 6"], Float[Tensor, "B T"], Float[Tensor, "B 27"]]:
+    ) -> tuple[
+        Float[Tensor, "B I"], Float[Tensor, "B E"], Float[Tensor, "B 6"], Float[Tensor, "B T"], Float[Tensor, "B 27"]
+    ]:
         """Image in [0, 1]; landmarks in units of half the crop, zero at its centre."""
         hidden, states = self.geometry(landmarks, confidence)
         seen = self.image((image - 0.5) / 0.25)

@@ -72,9 +72,7 @@ def _error(
     return torch.where(behind, torch.inf, error)
 
 
-def _weak_perspective(
-    points: Tensor, landmarks: Tensor, confidence: Tensor, camera: Camera
-) -> tuple[Tensor, Tensor]:
+def _weak_perspective(points: Tensor, landmarks: Tensor, confidence: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
     """Start: an affine camera in closed form, made a rotation, with the depth from its scale."""
     share = (confidence / confidence.sum(1, keepdim=True).clamp_min(1e-6))[..., None]
     point_mean, landmark_mean = (points * share).sum(1, keepdim=True), (landmarks * share).sum(1, keepdim=True)

@@ -1,7 +1,8 @@
 """The geometry branch: from 68 landmarks to shape and pose, learned from the face model alone.
 
-The shape of a face is in the sub-pixel layout of its landmarks, which a small image network hardly learns to read. This branch
-learns it from unlimited simulated projections of the face model under the detector's measured noise; no photo is needed.
+The shape of a face is in the sub-pixel layout of its landmarks, which a small image network hardly learns to read. This
+branch learns it from unlimited simulated projections of the face model under the detector's measured noise; no photo is
+needed.
 """
 
 from __future__ import annotations
@@ -66,8 +67,8 @@ class Perceptron(nn.Module):
 class GeometryBranch(nn.Module):
     """A learned fit of the face model to landmarks, unrolled.
 
-    A first network guesses identity, expression and pose. Every further one sees how the guess misses the landmarks, as the
-    gradient of the weighted reprojection error carried back to each model point and coefficient, and corrects the guess.
+    A first network guesses identity, expression and pose. Every further one sees how the guess misses the landmarks, as
+    the gradient of the weighted reprojection error carried back to each model point and coefficient, and corrects it.
     Plain landmarks in, plain matrix products inside, so that it runs on any device and exports to ONNX.
     Computes in 32 bits even under autocast: eight bits of mantissa are coarser than a sub-pixel shift.
     Source: the unrolling follows learned gradient descent (Adler and Öktem 2017; for faces Choutas et al. 2022).
@@ -90,12 +91,11 @@ class GeometryBranch(nn.Module):
         self.guess = Perceptron(inputs=seen, outputs=state, width=width, blocks=blocks)
         # Landmark gradients in model space, confidences, coefficient gradients, the present state, the rotation matrix.
         inputs = seen + LANDMARK_COUNT + 2 * state + 9
-        self.corrections = nn.ModuleList(
-            Perceptron(inputs=inputs, outputs=state, width=width, blocks=blocks) for _ in range(refinements)
-        )
-        for network in self.corrections:
+        corrections = [Perceptron(inputs=inputs, outputs=state, width=width, blocks=blocks) for _ in range(refinements)]
+        for network in corrections:
             nn.init.normal_(network.head.weight, std=1e-3)
             nn.init.zeros_(network.head.bias)
+        self.corrections = nn.ModuleList(corrections)
 
     def forward(
         self, landmarks: Float[Tensor, "B 68 2"], confidence: Float[Tensor, "B 68"]

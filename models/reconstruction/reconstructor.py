@@ -74,9 +74,7 @@ class Reconstructor(nn.Module):
             translation=translation,
         )
 
-    def from_landmarks(
-        self, landmarks: Float[Tensor, "B 68 2"], confidence: Float[Tensor, "B 68"]
-    ) -> FaceCoefficients:
+    def from_landmarks(self, landmarks: Float[Tensor, "B 68 2"], confidence: Float[Tensor, "B 68"]) -> FaceCoefficients:
         """What the geometry branch says by itself; mean albedo under ambient light."""
         _, states = self.encoder.geometry(self.normalize(landmarks), confidence)
         identity, expression, pose = states[-1].split(self.encoder.sizes, 1)
@@ -146,8 +144,8 @@ def load_reconstructor(content: dict[str, Any], model: MorphableModel) -> Recons
         raise ValueError(f"checkpoint of kind {content.get('kind')!r}, expected 'reconstructor'")
     if content["face_model"] != model.content_hash():
         raise ValueError(
-            f"the checkpoint was trained with face model {content['face_model']}, the params name {model.content_hash()} "
-            f"({model.name}); set face_model as it was or train again"
+            f"the checkpoint was trained with face model {content['face_model']}, the params name "
+            f"{model.content_hash()} ({model.name}); set face_model as it was or train again"
         )
     reconstructor = Reconstructor(model, ReconstructorSettings(**content["settings"]))
     reconstructor.encoder.load_state_dict(content["weights"])

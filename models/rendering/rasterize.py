@@ -1,7 +1,8 @@
 """Which triangle each pixel sees, in pure torch and without gradient.
 
-Every triangle proposes the pixels of its bounding box; those whose centre lies inside keep the smallest (depth, triangle)
-key by one scatter. So the winner is deterministic: the nearest, and on an exact tie the triangle with the lower index.
+Every triangle proposes the pixels of its bounding box; those whose centre lies inside keep the smallest (depth,
+triangle) key by one scatter. So the winner is deterministic: the nearest, and on an exact tie the triangle with the
+lower index.
 """
 
 from __future__ import annotations
@@ -111,9 +112,7 @@ def ray_barycentrics(corners: Float[Tensor, "N 3 3"], rays: Float[Tensor, "N 3"]
     Exact under perspective and differentiable in the corners.
     """
     a, b, c = corners.unbind(1)
-    volumes = torch.stack(
-        [torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], 1
-    )
+    volumes = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], 1)
     weights = (volumes * rays[:, None]).sum(2)
     return weights / weights.sum(1, keepdim=True)
 

@@ -78,8 +78,8 @@ def make_batch(
 ) -> Batch:
     """Gather crops, with their label meshes if `labelled`; with a generator also augment them.
 
-    Augmentation: unlabelled crops are mirrored by chance; labelled ones change brightness and contrast, because a mirrored
-    face has another mesh.
+    Augmentation: unlabelled crops are mirrored by chance; labelled ones change brightness and contrast, because a
+    mirrored face has another mesh.
     """
     size_px = crops.images.shape[-1]
     image = crops.images[indices].float() / 255.0

@@ -1,7 +1,7 @@
 """One training loop for every network, on Lightning Fabric: reads top to bottom, resumes after a kill.
 
-Every step draws its randomness from a generator seeded by (seed, step), so that a resumed run takes exactly the steps of an
-undisturbed one without any generator state to keep.
+Every step draws its randomness from a generator seeded by (seed, step), so that a resumed run takes exactly the steps
+of an undisturbed one without any generator state to keep.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def build_fabric(*, device: str, precision: str) -> Fabric:
         precision = "bf16-mixed" if accelerator == "cpu" and _computes_in_bf16() else "32-true"
         if accelerator == "cuda" and torch.cuda.is_bf16_supported():
             precision = "bf16-mixed"
-    return Fabric(accelerator=accelerator, devices=1, precision=precision)  # type: ignore[arg-type]
+    return Fabric(accelerator=accelerator, devices=1, precision=precision)
 
 
 def _computes_in_bf16() -> bool:
@@ -91,8 +91,8 @@ def train(
 ) -> LoopResult:
     """Minimise `loss`, keep the weights with the lowest validation `score`, load them into `network` at the end.
 
-    Optimiser: AdamW with linear warm-up and cosine decay. State goes to `progress_folder` at every validation and is used
-    again if its `fingerprint` (whatever identifies the run) agrees; a finished run removes it.
+    Optimiser: AdamW with linear warm-up and cosine decay. State goes to `progress_folder` at every validation and is
+    used again if its `fingerprint` (whatever identifies the run) agrees; a finished run removes it.
     """
     parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
