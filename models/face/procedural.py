@@ -11,6 +11,7 @@ from models.face.morphable import MorphableModel
 from models.face.procedural_appearance import albedo_modes, mean_albedo, part_labels
 from models.face.procedural_expressions import ARKIT_NAMES, expression_fields
 from models.face.procedural_identity import identity_modes as principal_identities
+from models.face.procedural_layout import BROW_COLUMNS
 from models.face.procedural_parts import FaceMesh, build_mesh
 
 ROUNDING_DIGITS = 4
@@ -50,9 +51,13 @@ def _tensor(array: Float[np.ndarray, "..."]) -> Float[Tensor, "..."]:
 def landmark_vertices(mesh: FaceMesh) -> Int[np.ndarray, "68"]:
     """The iBUG points as vertices: the subject's right stands at the image's left and comes first."""
     rows, mirror = mesh.rows, mesh.mirror
-    jaw, brow, lid = rows["jaw"], rows["brow_landmarks"], rows["lid"]
+    jaw, lid = rows["jaw"], rows["lid"]
     bridge, wing = rows["midline_features"], rows["wing"]
     across = mesh.points[:, 0]
+
+    # The third row runs a little above the brow's middle, where annotators click.
+    brow_row = rows["brow"].reshape(-1, BROW_COLUMNS)[2]
+    brow = brow_row[[np.abs(across[brow_row] - x).argmin() for x in (10.5, 21.0, 32.0, 42.5, 51.5)]]
 
     def along(row: str, x: float) -> int:
         return int(rows[row][np.abs(across[rows[row]] - x).argmin()])

@@ -16,11 +16,11 @@ from models.face.procedural_parts import LAYERS, FaceMesh
 from models.face.procedural_shape import NOSTRIL_CENTRE, Values, bump, eye_margin, lip_heights, smooth_step
 from models.types import PART_NAMES
 
-SKIN = np.array([0.45, 0.262, 0.182])
-LIPS = np.array([0.36, 0.128, 0.108])
+SKIN = np.array([0.42, 0.262, 0.188])
+LIPS = np.array([0.325, 0.132, 0.112])
 BROWS = np.array([0.060, 0.036, 0.024])
 SCLERA = np.array([0.62, 0.575, 0.54])
-IRIS = np.array([0.105, 0.060, 0.032])
+IRIS = np.array([0.095, 0.064, 0.042])
 PUPIL = np.array([0.008, 0.008, 0.008])
 TEETH = np.array([0.66, 0.60, 0.50])
 GUMS = np.array([0.36, 0.12, 0.10])
@@ -56,9 +56,9 @@ def _brow_weight(mesh: FaceMesh) -> Values:
     knots = np.linspace(0.0, 1.0, len(BROW_LINE))
     line = np.stack([np.interp(t, knots, BROW_LINE[:, 0]), np.interp(t, knots, BROW_LINE[:, 1])], 1)
     distance, nearest = cKDTree(line).query(front)
-    half_width = np.interp(t, [0.0, 0.15, 0.45, 0.75, 1.0], [2.6, 3.7, 3.8, 3.0, 1.6])[nearest]
+    half_width = np.interp(t, [0.0, 0.15, 0.45, 0.75, 1.0], [2.1, 3.0, 3.1, 2.5, 1.4])[nearest]
     strength = np.interp(t, [0.0, 0.12, 0.6, 1.0], [0.55, 0.85, 0.9, 0.55])[nearest]
-    return strength * (1.0 - smooth_step(distance / half_width, 0.45, 1.35)) * _on(mesh, "skin")
+    return strength * (1.0 - smooth_step(distance / half_width, 0.2, 1.35)) * _on(mesh, "skin")
 
 
 def _lip_weight(mesh: FaceMesh) -> Values:
@@ -104,7 +104,7 @@ def mean_albedo(mesh: FaceMesh) -> Colours:
     pale = bump(front, 0.0, 75.0, 36.0, 22.0)
     colour *= 1.0 + 0.05 * pale[:, None]
     socket = np.exp(-((cKDTree(eye_margin(40)).query(front)[0] / 5.0) ** 2)) * skin
-    colour *= 1.0 - socket[:, None] * np.array([0.13, 0.19, 0.17])
+    colour *= 1.0 - socket[:, None] * np.array([0.09, 0.13, 0.11])
     colour = _mix(colour, _lip_weight(mesh), LIPS)
     slit = lip_heights(x)[1]
     parting = np.exp(-(((y - slit) / 0.7) ** 2)) * (x < 25.0) * skin
@@ -136,7 +136,7 @@ def _lash_weight(mesh: FaceMesh) -> Values:
     weight = np.zeros(len(mesh.points))
     lid = mesh.rows["lid"]
     count = (len(lid) - 2) // 2
-    strength = np.concatenate([[0.25], np.linspace(0.7, 0.9, count), [0.7], np.linspace(0.35, 0.15, count)])
+    strength = np.concatenate([[0.0], np.linspace(0.45, 0.9, count), [0.6], np.linspace(0.3, 0.05, count)])
     weight[lid] = strength
     for index in (lid, mesh.mirror[lid]):
         weight[index] = strength
@@ -155,21 +155,21 @@ def albedo_modes(mesh: FaceMesh) -> Float[np.ndarray, "T V 3"]:
     bare = skin * (1.0 - lips) * (1.0 - np.maximum(brows, lashes))
     _, iris = _eye_regions(mesh)
     cover = bare + 0.62 * lips
-    melanin = cover[:, None] * np.array([-0.125, -0.096, -0.074]) * (mean / SKIN)
+    melanin = cover[:, None] * np.array([-0.130, -0.094, -0.071]) * (mean / SKIN)
     melanin -= (brows + 0.5 * lashes)[:, None] * np.array([0.022, 0.015, 0.011])
     melanin -= iris[:, None] * np.array([0.022, 0.018, 0.012])
-    redness = (bare * (0.7 + 0.5 * bump(front, 40.0, 0.0, 20.0, 18.0)))[:, None] * np.array([0.010, -0.020, -0.016])
+    redness = (bare * (0.7 + 0.5 * bump(front, 40.0, 0.0, 20.0, 18.0)))[:, None] * np.array([0.008, -0.012, -0.010])
     modes = [
         melanin,
         redness,
-        lips[:, None] * np.array([0.022, -0.024, -0.014]),
+        lips[:, None] * np.array([0.022, -0.016, -0.012]),
         brows[:, None] * np.array([0.040, 0.026, 0.014]),
-        iris[:, None] * np.array([0.035, 0.036, 0.018]),
-        iris[:, None] * np.array([-0.022, 0.012, 0.036]),
-        (bare * bump(front, 42.0, -4.0, 16.0, 15.0))[:, None] * np.array([0.010, -0.018, -0.014]),
+        iris[:, None] * np.array([0.028, 0.026, 0.013]),
+        iris[:, None] * np.array([-0.013, 0.007, 0.027]),
+        (bare * bump(front, 42.0, -4.0, 16.0, 15.0))[:, None] * np.array([0.005, -0.010, -0.008]),
         (bare * bump(front, 0.0, 78.0, 40.0, 22.0))[:, None] * np.array([0.030, 0.020, 0.015]),
-        (bare * bump(front, 31.0, 26.0, 17.0, 9.0))[:, None] * np.array([-0.028, -0.022, -0.012]),
-        (bare * _beard(front))[:, None] * np.array([-0.030, -0.018, -0.010]),
+        (bare * bump(front, 31.0, 26.0, 17.0, 9.0))[:, None] * np.array([-0.020, -0.014, -0.008]),
+        (bare * _beard(front))[:, None] * np.array([-0.020, -0.012, -0.007]),
     ]
     return np.stack(modes)
 

@@ -1,6 +1,6 @@
 """The 52 ARKit expressions of the procedural face as displacement fields at full activation.
 
-Convention: millimetres in model space. `mouthClose` is a correction: it closes the lips of a jaw that `jawOpen` lowered.
+Convention: millimetres in model space. `mouthClose` is a correction: it closes the lips while `jawOpen` is 1.
 Source: names and meaning as in Apple's ARFaceAnchor.BlendShapeLocation; amplitudes by eye.
 """
 
@@ -41,6 +41,10 @@ ARKIT_NAMES = (
 
 JAW_HINGE = np.array([0.0, 4.0, -42.0])
 JAW_OPEN_RAD = np.radians(18.0)
+# Displacement of the tongue's rows from its underside over the tip to its root.
+TONGUE_OUT_MM = np.array([[0, 6.5, 27], [0, 5.5, 36], [0, 6.5, 39], [0, 8.5, 33], [0, 7.0, 17], [0, 0, 0]], dtype=float)
+LIPS_MEET = 0.3
+"""Share of the jaw's motion that closed lips follow when the jaw is open."""
 GAZE_RAD = {"LookDown": (0.42, 0.0), "LookUp": (-0.38, 0.0), "LookIn": (0.0, -0.45), "LookOut": (0.0, 0.45)}
 # Share of the eye's opening by which the upper lid comes down and the lower lid comes up.
 LIDS = {
@@ -62,7 +66,7 @@ def expression_fields(mesh: FaceMesh) -> Float[np.ndarray, "52 V 3"]:
         fields[name + "Left"] = field
         fields[name + "Right"] = field[mesh.mirror] * np.array([-1.0, 1.0, 1.0])
     fields |= _jaw_fields(motion) | _middle_fields(motion)
-    fields["mouthClose"] = _mouth_close(motion, fields["jawOpen"])
+    fields["mouthClose"] = _mouth_close(motion)
     return np.stack([fields[name] for name in ARKIT_NAMES])
 
 
@@ -180,7 +184,7 @@ def _left_fields(motion: _Motion) -> dict[str, Points]:
             (spot(13.0, 14.0, 9.0, 10.0), (-0.3, 2.6, 1.2)),
         ),
         "mouthSmile": motion.skin(
-            (spot(corner_x + 1.0, corner_y, 15.0, 13.0), (6.6, 7.6, -4.6)),
+            (spot(corner_x + 2.0, corner_y, 17.0, 14.0), (6.4, 6.8, -4.8)),
             (spot(40.0, -12.0, 14.0, 13.0), (1.6, 3.6, 3.4)),
             (spot(9.0, -38.0, 12.0, 10.0), (1.8, -0.6, -1.2)),
         ),
@@ -207,18 +211,23 @@ def _left_fields(motion: _Motion) -> dict[str, Points]:
 def _jaw_fields(motion: _Motion) -> dict[str, Points]:
     mesh = motion.mesh
     weight = _jaw_weight(motion)
+    # The jaw swings sideways about its hinges, which stay.
+    swing = weight * np.clip((mesh.points[:, 2] - JAW_HINGE[2]) / 75.0, 0.0, 1.1)
+    return {
+        "jawOpen": weight[:, None] * _jaw_rotation(mesh),
+        "jawForward": weight[:, None] * np.array([0.0, -1.2, 8.5]),
+        "jawLeft": swing[:, None] * np.array([8.0, 0.0, 0.0]),
+        "jawRight": swing[:, None] * np.array([-8.0, 0.0, 0.0]),
+    }
+
+
+def _jaw_rotation(mesh: FaceMesh) -> Points:
+    """Displacement of every vertex if it turned with the opening jaw."""
     arm = mesh.points - JAW_HINGE
     cosine, sine = np.cos(JAW_OPEN_RAD), np.sin(JAW_OPEN_RAD)
-    rotated = np.stack([arm[:, 0], cosine * arm[:, 1] - sine * arm[:, 2], sine * arm[:, 1] + cosine * arm[:, 2]], 1)
-    opened = weight[:, None] * (rotated - arm)
+    turned = np.stack([arm[:, 0], cosine * arm[:, 1] - sine * arm[:, 2], sine * arm[:, 1] + cosine * arm[:, 2]], 1)
     # Skin over the chin does not follow the bone into the throat.
-    opened[:, 2] *= 0.75
-    return {
-        "jawOpen": opened,
-        "jawForward": weight[:, None] * np.array([0.0, -1.2, 8.5]),
-        "jawLeft": weight[:, None] * np.array([8.0, 0.0, 0.0]),
-        "jawRight": weight[:, None] * np.array([-8.0, 0.0, 0.0]),
-    }
+    return (turned - arm) * np.array([1.0, 1.0, 0.75])
 
 
 def _jaw_weight(motion: _Motion) -> Values:
@@ -233,18 +242,14 @@ def _jaw_weight(motion: _Motion) -> Values:
     return np.maximum(weight, motion.layer("lower_teeth", "tongue"))
 
 
-def _mouth_close(motion: _Motion, jaw_open: Points) -> Points:
-    """Bring the parted lips of a lowered jaw together, three quarters by the lower lip."""
+def _mouth_close(motion: _Motion) -> Points:
+    """Bring the parted lips of a lowered jaw together: all along the mouth they keep `LIPS_MEET` of the jaw's motion."""
     mesh = motion.mesh
-    gap_at = mesh.points[mesh.rows["slit"], 0]
-    gap = jaw_open[mesh.rows["slit_lower"]] - jaw_open[mesh.rows["slit"]]
     x, y = np.abs(mesh.front[:, 0]), mesh.front[:, 1]
-    along = np.stack([np.interp(x, gap_at, gap[:, axis], right=0.0) for axis in range(3)], 1)
-    along[:, 0] = 0.0
-    distance = np.abs(y - lip_heights(x)[1])
-    below = np.where(mesh.side < 0, -0.75 * np.exp(-((np.maximum(distance - 7.0, 0.0) / 13.0) ** 2)), 0.0)
-    above = np.where(mesh.side > 0, 0.25 * np.exp(-((np.maximum(distance - 6.0, 0.0) / 9.0) ** 2)), 0.0)
-    return motion.follow((below + above)[:, None] * along * motion.layer("skin")[:, None])
+    distance = np.hypot(y - lip_heights(x)[1], np.maximum(x - SLIT_END[0], 0.0))
+    rigid, reach = np.where(mesh.side > 0, 6.0, 8.0), np.where(mesh.side > 0, 9.0, 13.0)
+    near = np.exp(-((np.maximum(distance - rigid, 0.0) / reach) ** 2)) * motion.layer("skin")
+    return motion.follow((near * (LIPS_MEET - _jaw_weight(motion)))[:, None] * _jaw_rotation(mesh))
 
 
 def _middle_fields(motion: _Motion) -> dict[str, Points]:
@@ -293,9 +298,8 @@ def _middle_fields(motion: _Motion) -> dict[str, Points]:
             (lip_up * middle, (0.0, 3.2, 2.2)), (spot(0.0, -20.0, 16.0, 9.0) * upper, (0.0, 1.4, 0.6))
         ),
     }
-    tongue = motion.layer("tongue")
-    share = np.interp(mesh.ring, [0, 2, 3, 5], [0.85, 1.0, 0.75, 0.0]) * tongue
-    fields["tongueOut"] = motion.skin((lip_up * middle, (0.0, 1.6, 0.6)), (lip_low * middle, (0.0, -5.0, 1.0))) + share[
-        :, None
-    ] * np.array([0.0, 5.0, 27.0])
+    lips = motion.skin((lip_up * middle, (0.0, 2.4, 0.6)), (lip_low * middle, (0.0, -7.0, 1.0)))
+    rows = np.arange(len(TONGUE_OUT_MM))
+    tongue = np.stack([np.interp(mesh.ring, rows, TONGUE_OUT_MM[:, axis]) for axis in range(3)], 1)
+    fields["tongueOut"] = lips + motion.layer("tongue")[:, None] * tongue
     return fields

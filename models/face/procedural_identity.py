@@ -1,7 +1,7 @@
 """Identity modes of the procedural face: a Gaussian process over the head plus the proportions in which people differ.
 
-Both are written as generators, displacement fields with independent standard normal weights; the modes are the principal
-axes of their sum. Every field depends smoothly on position alone, so parts that touch stay together;
+Both are written as generators, displacement fields with independent standard normal weights; the modes are the
+principal axes of their sum. Every field depends smoothly on position alone, so parts that touch stay together;
 the eyeballs move rigidly and take their lids along.
 Source: Gerig et al., Morphable Face Models - An Open Framework, 2018 (Gaussian-process face models, sums of kernels);
 differs in the explicit proportions and in mirror-symmetric and antisymmetric kernels.
@@ -19,14 +19,16 @@ from models.face.procedural_shape import EYE_CENTRE, Points, eye_margin, smooth_
 Fields = Float[np.ndarray, "G V 3"]
 
 KERNEL_SCALES_MM = (15.0, 35.0, 80.0)
-KERNEL_AMPLITUDES_MM = (0.55, 1.15, 2.1)
+KERNEL_AMPLITUDES_MM = (0.58, 1.3, 2.5)
 ASYMMETRY = 0.22
 """Amplitude of the antisymmetric process as a share of the symmetric one."""
+RIGID_SHARE = 0.5
+"""Share of the generators' rigid motion that stays, as registration leaves some in scanned models too."""
 INDUCING_POINTS = 150
 PROCESS_MODES = 60
 
 # Relative growth of the head along x, y, z per standard deviation.
-PROPORTIONS = ((0.026, 0.026, 0.026), (0.028, -0.012, 0.0), (0.0, 0.026, 0.0), (0.0, 0.0, 0.034))
+PROPORTIONS = ((0.034, 0.034, 0.034), (0.030, -0.010, 0.0), (0.0, 0.028, 0.0), (0.0, 0.0, 0.036))
 
 # Centre, radii and displacement of the left half's spot, mirrored onto the right unless it lies on the midline.
 SPOTS: tuple[tuple[tuple[float, float, float], tuple[float, float, float], tuple[float, float, float]], ...] = (
@@ -69,6 +71,7 @@ def identity_modes(mesh: FaceMesh, *, count: int, lid_motion: Points) -> Float[n
     Raises: ValueError if more modes are asked for than the generators span.
     """
     generators = np.concatenate([_process(mesh), _proportions(mesh), 0.10 * lid_motion[None]])
+    generators = _without_rigid_motion(mesh, generators)
     if count > len(generators):
         raise ValueError(f"identity_modes: {count} asked for, the process spans {len(generators)}; ask for fewer")
     flat = generators.reshape(len(generators), -1)
@@ -92,6 +95,15 @@ def _with_eyes(mesh: FaceMesh, fields: Fields, at_eyes: Float[np.ndarray, "G 2 3
             weight = held * (1.0 - smooth_step(distance, 2.0, 13.0)) * (here & skin_like)
             fields[:, :, axis] += weight * (at_eyes[:, number, None, axis] - fields[:, :, axis])
     return fields
+
+
+def _without_rigid_motion(mesh: FaceMesh, fields: Fields) -> Fields:
+    """Take most of translation and rotation out of fields: where the head stands is the pose's business."""
+    axes = np.eye(3)
+    motions = [np.tile(axis, (len(mesh.points), 1)) for axis in axes] + [np.cross(axis, mesh.points) for axis in axes]
+    basis, _ = np.linalg.qr(np.stack([motion.ravel() for motion in motions], 1))
+    flat = fields.reshape(len(fields), -1)
+    return (flat - (1.0 - RIGID_SHARE) * (flat @ basis) @ basis.T).reshape(fields.shape)
 
 
 def _kernel(first: Points, second: Points) -> Float[np.ndarray, "N M"]:

@@ -35,8 +35,8 @@ LID_POINTS = 11
 SLIT_STEPS = 12
 BROW_LINE = np.array([[8.5, 44.5], [15.0, 47.6], [24.0, 50.2], [33.0, 51.6], [42.0, 50.6], [48.0, 47.8], [53.0, 43.8]])
 
-# Landmarks of the subject's left half, (x, y) of the head form; those on rows of the layout are found on the rows.
-BROW_LANDMARKS = np.array([[10.5, 46.0], [21.0, 49.8], [32.0, 51.8], [42.5, 50.7], [51.5, 45.6]])
+BROW_COLUMNS = 19
+BROW_OFFSETS_MM = (-4.3, -1.6, 1.2, 4.0)
 # Contour from the chin's lowest point along the jaw to the ear at eye level (iBUG points 8 to 16), surface parameters.
 JAW_PARAMETERS = np.array(
     [
@@ -122,7 +122,7 @@ def _rows() -> tuple[dict[str, Int[np.ndarray, "R"]], Plane]:
         "nostril": NOSTRIL_CENTRE + np.stack([2.7 * np.cos(turn), 1.9 * np.sin(turn)], 1),
         "nostril_centre": NOSTRIL_CENTRE[None],
         "wing": ALA_CENTRE + np.stack([5.5 * np.cos(wing) - 0.1, 8.0 * np.sin(wing)], 1),
-        "brow_landmarks": BROW_LANDMARKS,
+        "brow": _brow_rows(),
         "midline_features": np.array([[0.0, y] for y in (38.0, 26.0, 13.0, -3.2, -14.6)]),
         "nose_base": np.array([[5.4, -13.6]]),
     }
@@ -137,6 +137,20 @@ def _rows() -> tuple[dict[str, Int[np.ndarray, "R"]], Plane]:
     edge = _boundary(placed)
     rows["edge"] = np.arange(len(placed), len(placed) + len(edge))
     return rows, np.round(np.concatenate([placed, edge]), 3)
+
+
+def _brow_rows() -> Plane:
+    """Rows along the brow from below to above, closer together where the brow is thin."""
+    dense = _even(BROW_LINE, 4 * BROW_COLUMNS - 1)
+    rows = []
+    for row, offset in enumerate(BROW_OFFSETS_MM):
+        # Every second row is set off by half a step, which makes the triangles of the band even.
+        line = dense[2 * (row % 2) :: 4][:BROW_COLUMNS]
+        along = np.gradient(line, axis=0)
+        across = np.stack([-along[:, 1], along[:, 0]], 1) / np.linalg.norm(along, axis=1, keepdims=True)
+        taper = np.interp(np.linspace(0.0, 1.0, BROW_COLUMNS), [0.0, 0.15, 0.6, 1.0], [0.8, 1.0, 0.95, 0.62])
+        rows.append(line + offset * (taper[:, None] * across))
+    return np.concatenate(rows)
 
 
 def _lip_rows() -> tuple[Plane, Plane, Plane, Plane]:

@@ -26,7 +26,7 @@ from models.face.procedural_shape import (
 )
 
 LAYERS = ("skin", "rim", "eye", "pouch", "upper_teeth", "lower_teeth", "tongue")
-EYE_RING_ANGLES = np.radians([8.0, 9.5, 18.0, 26.5, 29.2, 31.5, 42.0, 54.0, 68.0, 84.0])
+EYE_RING_ANGLES = np.radians([8.0, 9.5, 18.0, 26.5, 29.2, 31.5, 42.0, 55.0, 74.0, 104.0])
 EYE_SEGMENTS = 24
 # How far the rings of the mouth's pouch follow the lips, and their (share of x, up or down, back) from the lips in mm.
 POUCH_FOLLOWS = (1.0, 0.8, 0.3, 0.0, 0.0)
@@ -167,12 +167,13 @@ def _add_eye(half: _Half, lid: Int[np.ndarray, "R"]) -> None:
     directions = eye_directions()
     ball = eye_surface(directions)
     # The rim leads from the margin straight back to the ball, so that no view finds a gap beside it.
-    stretch = np.interp(np.abs(margin[:, 0] - EYE_CENTRE[0]), [0.0, 6.5, 15.0], [1.0, 1.0, 1.24])
-    aside = (margin[:, 0] - EYE_CENTRE[0]) / stretch
+    rim = margin.copy()
+    rim[:, 0] = EYE_CENTRE[0] + np.clip(margin[:, 0] - EYE_CENTRE[0], -13.8, 12.6)
+    aside = np.abs(rim[:, 0] - EYE_CENTRE[0])
+    aside = aside / np.interp(aside, [0.0, 6.5, 14.0], [1.0, 1.0, 1.22])
     hidden = EYE_RADIUS_MM**2 - aside**2 - (margin[:, 1] - EYE_CENTRE[1]) ** 2
     behind = EYE_CENTRE[2] + np.sqrt(np.maximum(hidden, 0.0)) - 0.5
-    rim = margin.copy()
-    rim[:, 2] = np.clip(behind, margin[:, 2] - 5.0, margin[:, 2] - 1.4)
+    rim[:, 2] = np.clip(behind, margin[:, 2] - 6.0, margin[:, 2] - 1.4)
     uv = np.array([0.75, 0.1]) + 0.0055 * (rim[:, :2] - EYE_CENTRE[:2])
     index = half.add(rim, uv, layer="rim", anchor=lid.astype(float), follows=1.0)
     half.triangles.append(_strip(lid, index, closed=True))

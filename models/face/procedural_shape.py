@@ -35,27 +35,27 @@ SLIT_END = np.array([23.8, -36.2])
 ALA_CENTRE = np.array([12.1, -6.0])
 NOSTRIL_CENTRE = np.array([6.9, -10.2])
 
-# Midline (y, z), edge in front of the ear (x, y, z) and exponent of the cross-section between them.
+# Midline (y, z), edge in front of the ear (x, y, z), exponents of the cross-section between them and of its climb.
 SECTIONS = np.array(
     [
-        [113.0, 7.0, 59.0, 108.0, -43.0, 2.15],
-        [102.0, 20.0, 64.0, 98.0, -46.0, 2.15],
-        [88.0, 30.0, 68.0, 86.0, -48.0, 2.2],
-        [72.0, 36.2, 70.5, 72.0, -50.0, 2.25],
-        [56.0, 39.0, 71.5, 56.0, -51.0, 2.3],
-        [40.0, 37.2, 71.5, 40.0, -51.0, 2.35],
-        [20.0, 35.5, 71.0, 22.0, -51.5, 2.3],
-        [0.0, 37.5, 69.5, 6.0, -52.0, 2.1],
-        [-15.0, 40.0, 67.5, -7.0, -52.0, 1.95],
-        [-30.0, 41.0, 65.0, -19.0, -51.5, 1.85],
-        [-45.0, 39.0, 62.0, -29.0, -51.0, 1.8],
-        [-58.0, 37.3, 59.0, -38.0, -50.5, 1.72],
-        [-68.0, 36.6, 56.0, -44.0, -49.5, 1.6],
-        [-76.0, 33.0, 53.0, -49.0, -48.5, 1.5],
-        [-80.2, 26.5, 50.0, -53.0, -48.0, 1.42],
-        [-81.0, 16.0, 46.5, -56.5, -49.0, 1.42],
-        [-79.0, 2.0, 42.0, -59.0, -51.0, 1.5],
-        [-77.0, -10.0, 38.0, -61.5, -54.0, 1.6],
+        [111.0, 7.0, 50.0, 93.0, -28.0, 2.1, 1.2],
+        [102.0, 19.0, 58.5, 84.0, -38.5, 2.15, 1.3],
+        [88.0, 30.0, 65.0, 72.0, -45.0, 2.2, 1.35],
+        [72.0, 36.2, 69.5, 60.0, -49.5, 2.25, 1.5],
+        [56.0, 39.0, 71.2, 48.5, -51.0, 2.3, 1.5],
+        [40.0, 37.2, 71.5, 36.5, -51.5, 2.35, 1.5],
+        [20.0, 35.5, 71.0, 21.0, -52.0, 2.3, 1.5],
+        [0.0, 37.5, 69.5, 6.0, -52.0, 2.1, 1.5],
+        [-15.0, 40.0, 67.5, -7.0, -52.0, 1.95, 1.5],
+        [-30.0, 41.0, 65.0, -19.0, -51.5, 1.85, 1.5],
+        [-45.0, 39.0, 62.0, -29.0, -51.0, 1.8, 1.45],
+        [-58.0, 37.3, 59.0, -38.0, -50.5, 1.72, 1.35],
+        [-68.0, 36.6, 56.5, -44.5, -50.0, 1.62, 1.25],
+        [-76.0, 33.0, 54.0, -50.0, -49.0, 1.52, 1.15],
+        [-80.2, 26.5, 51.5, -54.5, -47.5, 1.45, 1.15],
+        [-81.0, 16.0, 47.0, -58.5, -45.5, 1.5, 1.2],
+        [-79.0, 2.0, 41.0, -61.5, -44.0, 1.6, 1.2],
+        [-77.0, -10.0, 35.0, -63.5, -43.0, 1.7, 1.2],
     ]
 )
 MIDLINE_ROUNDING_MM = 10.0
@@ -79,12 +79,12 @@ def _splines() -> tuple[CubicSpline, RectBivariateSpline]:
 
 
 def _section(x: Values, down: Values, sections: CubicSpline) -> Points:
-    """Points of the head form at a given x: a superellipse with a rounded front, without an edge for exponents below 2."""
-    middle_y, middle_z, edge_x, edge_y, edge_z, exponent = sections(down).T
+    """Points of the head form at a given x: a superellipse, rounded where an exponent below 2 has an edge."""
+    middle_y, middle_z, edge_x, edge_y, edge_z, exponent, climb = sections(down).T
     rounding = MIDLINE_ROUNDING_MM
     fraction = (np.hypot(x, rounding) - rounding) / (np.hypot(edge_x, rounding) - rounding)
     front = np.maximum(1.0 - np.clip(fraction, 0.0, 1.0) ** exponent, 0.0) ** (1.0 / exponent)
-    return np.stack([x, middle_y + (edge_y - middle_y) * (1.0 - front) ** 1.5, edge_z + (middle_z - edge_z) * front], 1)
+    return np.stack([x, middle_y + (edge_y - middle_y) * (1.0 - front) ** climb, edge_z + (middle_z - edge_z) * front], 1)
 
 
 def head_form(parameters: Plane) -> Points:
@@ -112,22 +112,22 @@ def eye_margin(count: int) -> Plane:
     """
     t = np.linspace(0.0, 1.0, count + 2)[1:-1, None]
     chord = INNER_CANTHUS + (OUTER_CANTHUS - INNER_CANTHUS) * t
-    upper = 6.1 * (1.0 - np.abs(2.0 * t**0.86 - 1.0) ** 2.1) ** 0.85
-    lower = 4.5 * (1.0 - np.abs(2.0 * t**1.12 - 1.0) ** 2.1) ** 0.85
+    upper = 5.7 * (1.0 - np.abs(2.0 * t**0.86 - 1.0) ** 2.1) ** 0.95
+    lower = 4.8 * (1.0 - np.abs(2.0 * t**1.12 - 1.0) ** 2.1) ** 0.95
     upper_row = chord + np.concatenate([np.zeros_like(t), upper], 1)
     lower_row = chord - np.concatenate([np.zeros_like(t), lower], 1)
     return np.concatenate([INNER_CANTHUS[None], upper_row, OUTER_CANTHUS[None], lower_row[::-1]])
 
 
 _OUTER_UPPER = PchipInterpolator(
-    [0.0, 2.4, 5.4, 10.0, 16.0, 22.0, 26.0], [-28.9, -28.3, -27.5, -28.7, -31.6, -34.7, -36.4]
+    [0.0, 2.8, 6.2, 10.5, 16.0, 22.0, 26.0], [-28.8, -28.4, -27.7, -28.9, -31.7, -34.7, -36.4]
 )
 _SLIT = PchipInterpolator([0.0, 3.5, 8.0, 14.0, 20.0, 23.8, 26.0], [-36.2, -35.9, -35.5, -35.7, -36.1, -36.2, -36.4])
 _OUTER_LOWER = PchipInterpolator([0.0, 6.0, 11.0, 17.0, 22.0, 26.0], [-46.0, -45.5, -44.1, -41.1, -38.3, -36.4])
 
 
 def lip_heights(x: Values) -> tuple[Values, Values, Values]:
-    """Heights of the upper vermilion border, of the line between the lips and of the lower border at |x| up to the corner."""
+    """Heights of the upper vermilion border, of the line between the lips and of the lower border at |x|."""
     x = np.clip(np.abs(x), 0.0, MOUTH_CORNER[0])
     return _OUTER_UPPER(x), _SLIT(x), _OUTER_LOWER(x)
 
@@ -146,7 +146,7 @@ def smooth_step(value: Values, low: float | Values, high: float | Values) -> Val
 
 
 def lid_depth(front: Plane) -> Values:
-    """Depth z of the skin over the subject's left eyeball: a sphere around its centre that flattens away from the pupil."""
+    """Depth of the skin over the subject's left eyeball: a sphere that flattens away from the pupil."""
     offset = front - EYE_CENTRE[:2]
     aside = offset[:, 0] * np.where(offset[:, 0] > 0.0, 1.05, 0.95)
     limit = 12.0 + 5.0 * smooth_step(offset[:, 0], 0.0, 13.0)
@@ -155,19 +155,50 @@ def lid_depth(front: Plane) -> Values:
     return EYE_CENTRE[2] + np.sqrt(np.maximum(LID_RADIUS_MM**2 - flattened**2, 9.0))
 
 
+# Midline of the nose: y of the head form, lowering, height over the head form. The tip hangs over the underside, which
+# gives the underside rows of its own.
+_NOSE = np.array(
+    [
+        [-120.0, 0.0, 0.0],
+        [-17.0, 0.0, 0.0],
+        [-15.2, 0.0, 0.2],
+        [-13.0, 0.7, 5.4],
+        [-11.0, 2.0, 10.4],
+        [-9.0, 3.2, 14.5],
+        [-7.0, 3.9, 17.5],
+        [-5.0, 4.0, 19.2],
+        [-2.5, 3.7, 19.7],
+        [0.0, 3.0, 19.1],
+        [3.0, 2.0, 17.8],
+        [8.0, 1.0, 15.3],
+        [18.0, 0.2, 11.0],
+        [28.0, 0.0, 6.6],
+        [38.0, 0.0, 2.2],
+        [47.0, 0.0, 0.0],
+        [120.0, 0.0, 0.0],
+    ]
+)
+_NOSE_DROOP = PchipInterpolator(_NOSE[:, 0], _NOSE[:, 1])
+_NOSE_CREST = PchipInterpolator(_NOSE[:, 0], _NOSE[:, 2])
+
+
 def _nose_height(front: Plane) -> Values:
     """Height of the nose over the head form: ridge and tip, joined smoothly with the wings."""
     x, y = np.abs(front[:, 0]), front[:, 1]
-    knots = [-60.0, -20.0, -14.6, -13.0, -11.3, -9.3, -7.0, -4.0, 0.0, 8.0, 18.0, 28.0, 38.0, 47.0, 60.0, 120.0]
-    profile = [0.0, 0.0, 0.4, 5.5, 11.2, 16.0, 18.6, 19.4, 18.3, 15.2, 11.0, 6.4, 2.0, 0.0, 0.0, 0.0]
-    width = [3.0, 3.0, 3.8, 4.2, 5.6, 8.0, 9.8, 10.6, 10.0, 8.6, 7.6, 7.4, 8.8, 11.0, 11.0, 11.0]
-    power = np.interp(y, [-12.0, -4.0, 6.0], [3.0, 2.6, 2.2])
-    ridge = PchipInterpolator(knots, profile)(y) * np.exp(-((x / PchipInterpolator(knots, width)(y)) ** power))
+    # The lower border of the tip curves up towards the nostrils' rims.
+    y_tip = y - 0.030 * np.minimum(x, 9.0) ** 2 * smooth_step(-y, -4.0, 4.0)
+    crest = _NOSE_CREST(y_tip)
+    # Straight flanks under a rounded crest; the crest is broad at the tip and narrow at the columella.
+    steepness = np.interp(y, [-15.0, -11.0, -6.0, 0.0, 10.0, 30.0, 40.0], [3.2, 2.9, 2.5, 2.0, 1.5, 1.25, 0.9])
+    roundness = np.interp(y, [-15.0, -11.0, -6.0, 0.0, 10.0, 30.0, 40.0], [2.6, 4.0, 8.0, 7.6, 6.4, 6.0, 7.0])
+    flank = crest - steepness * (np.hypot(x, roundness) - roundness)
+    blend = np.minimum(2.4, 0.6 * crest)
+    ridge = 0.5 * (flank + np.hypot(flank, blend)) * np.exp(-((x / 24.0) ** 4)) * crest / np.maximum(crest + 0.15, 0.15)
     dx, dy = x - ALA_CENTRE[0], y - ALA_CENTRE[1]
     # The wing leans outward towards its foot.
-    dx, dy = dx + 0.18 * dy, dy
+    dx = dx + 0.18 * dy
     round_ = (dx / 5.4) ** 2 + (dy / np.where(dy > 0.0, 8.5, 7.6)) ** 2
-    wing = 9.4 * np.maximum(1.0 - round_, 0.0) ** 0.62
+    wing = 9.2 * np.maximum(1.0 - round_, 0.0) ** 0.62
     return np.cbrt(ridge**3 + wing**3)
 
 
@@ -178,9 +209,9 @@ def _lip_relief(front: Plane) -> Values:
     t_up = (y - slit) / np.maximum(upper - slit, 0.6)
     t_low = (slit - y) / np.maximum(slit - lower, 0.6)
     upper_shape = PchipInterpolator(
-        [0.0, 0.3, 0.5, 0.66, 1.0, 1.25, 1.8, 2.6], [-0.8, 0.7, 1.0, 1.0, 0.66, 0.36, 0.12, 0.0]
+        [0.0, 0.3, 0.5, 0.66, 1.0, 1.25, 1.8, 2.6], [-0.25, 0.72, 1.0, 1.0, 0.66, 0.36, 0.12, 0.0]
     )
-    lower_shape = PchipInterpolator([0.0, 0.3, 0.5, 0.66, 1.0, 1.3, 1.8], [-0.8, 0.7, 1.0, 0.94, 0.4, 0.12, 0.0])
+    lower_shape = PchipInterpolator([0.0, 0.3, 0.5, 0.66, 1.0, 1.3, 1.8], [-0.25, 0.72, 1.0, 0.94, 0.4, 0.12, 0.0])
     relief_up = 2.5 * inside**0.8 * upper_shape(np.clip(t_up, 0.0, 2.6))
     relief_low = 3.2 * inside**0.8 * lower_shape(np.clip(t_low, 0.0, 1.8))
     return np.where(y >= slit, relief_up, relief_low)
@@ -193,10 +224,10 @@ def face_surface(parameters: Plane) -> Points:
     x, y = front.T
     depth = np.zeros(len(points))
     # Forehead, brow ridge, temples.
-    depth += 1.6 * bump(front, 0.0, 47.0, 13.0, 8.0) + 2.6 * bump(front, 20.0, 46.0, 15.0, 6.5)
-    depth += 2.6 * bump(front, 42.0, 43.0, 10.0, 6.5) + 1.0 * bump(front, 24.0, 84.0, 22.0, 16.0)
+    depth += 1.6 * bump(front, 0.0, 47.0, 13.0, 8.0) + 1.5 * bump(front, 20.0, 47.0, 15.0, 7.0)
+    depth += 2.2 * bump(front, 43.0, 43.5, 11.0, 7.0) + 1.0 * bump(front, 24.0, 84.0, 22.0, 16.0)
     # Orbits: the hollow beside the nose bridge and under the brow; the lids fill them again below.
-    depth -= 3.5 * bump(front, 17.0, 33.0, 7.5, 9.0) + 2.5 * bump(front, 33.0, 36.0, 15.0, 7.0)
+    depth -= 3.0 * bump(front, 17.0, 33.0, 7.5, 9.0) + 1.0 * bump(front, 33.0, 36.0, 15.0, 7.0)
     # Cheekbones, the hollow under them, the maxilla beside the nose.
     depth += 3.6 * bump(front, 43.0, 9.0, 15.0, 12.0) - 1.6 * bump(front, 50.0, -22.0, 13.0, 17.0)
     depth -= 2.0 * bump(front, 21.0, 8.0, 8.0, 14.0)
@@ -218,8 +249,7 @@ def face_surface(parameters: Plane) -> Points:
     nose = _nose_height(front)
     points[:, 2] += nose
     points[:, 2] += _lip_relief(front) * smooth_step(-np.abs(y + 37.0), -17.0, -9.0)
-    # The tip hangs over the underside, which gives the underside rows of its own.
-    droop = 5.2 * np.exp(-(((y + 3.6) / 6.2) ** 2)) * np.clip(nose / 19.0, 0.0, 1.0) ** 0.8
+    droop = _NOSE_DROOP(y) * np.clip(nose / np.maximum(_NOSE_CREST(y), 1.0), 0.0, 1.0) ** 0.7
     points[:, 1] -= droop
     wing = np.exp(-(((x - 15.5) / 4.0) ** 2) - ((y + 5.0) / 6.0) ** 2) * np.clip(nose / 5.0, 0.0, 1.0)
     points[:, 0] += 1.1 * wing
@@ -246,7 +276,8 @@ def _lid_relief(front: Plane, distance: Values) -> Values:
     middle = np.exp(-(((offset[:, 0] + 1.0) / 13.0) ** 4))
     upper = middle * smooth_step(offset[:, 1], 0.0, 4.0)
     lower = middle * smooth_step(-offset[:, 1], 1.0, 4.0)
-    fold = 1.5 * smooth_step(distance, 3.6, 5.4) - 1.1 * np.exp(-(((distance - 3.7) / 1.0) ** 2))
+    fold = 1.3 * smooth_step(distance, 3.8, 5.8) + 3.4 * smooth_step(distance, 5.0, 11.0)
+    fold -= 1.0 * np.exp(-(((distance - 4.0) / 0.9) ** 2))
     return upper * fold + lower * (
         0.5 * np.exp(-(((distance - 3.0) / 1.6) ** 2)) - 0.5 * np.exp(-(((distance - 7.0) / 2.0) ** 2))
     )
