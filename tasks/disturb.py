@@ -12,11 +12,14 @@ from tasks.scenery import HeadOutline, blend, draw_line, fill_ellipse, fill_poly
 
 Floats = NDArray[np.floating]
 
+RECTANGLE = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]])
+
 
 def draw_occluder(image: Pixels, head: HeadOutline, stream: Generator) -> None:
     """Draw a hand, a scarf or mask, strands of hair, or a box over a part of the face."""
     mask = np.zeros(image.shape[:2], np.uint8)
     kind = stream.integers(4)
+    colour: Floats
     if kind == 0:
         _hand(mask, head, stream)
         colour = head.skin * stream.uniform(0.7, 1.2) * (1.0 + stream.normal(0.0, 0.05, 3))
@@ -29,9 +32,8 @@ def draw_occluder(image: Pixels, head: HeadOutline, stream: Generator) -> None:
     else:
         middle = head.landmarks[stream.integers(68)] + stream.normal(0.0, 0.15 * head.width_px, 2)
         across = stream.uniform(0.1, 0.3, 2) * head.width_px
-        fill_polygon(
-            mask, middle + _turn([[-1, -1], [1, -1], [1, 1], [-1, 1]] * across, stream.uniform(0.0, 3.14)), 255
-        )
+        corners = _turn(RECTANGLE * across, stream.uniform(0.0, np.pi))
+        fill_polygon(mask, middle + corners, 255)
         colour = random_colour(stream)
     mask = cv2.GaussianBlur(mask, (0, 0), max(0.5, 0.008 * head.width_px)).astype(np.uint8)
     ramp = np.linspace(stream.uniform(0.6, 1.0), stream.uniform(0.8, 1.2), image.shape[0], dtype=np.float32)
@@ -42,31 +44,27 @@ def draw_glasses(image: Pixels, head: HeadOutline, stream: Generator, *, yaw: fl
     """Draw a pair of glasses through the eyes, clear or dark."""
     points = head.landmarks
     mask = np.zeros(image.shape[:2], np.uint8)
-    thickness = max(1, round(stream.uniform(0.01, 0.035) * head.width_px))
-    dark = stream.random() < 0.25
-    round_glasses = stream.random() < 0.6
-    for eye, temple in ((points[36:42], points[0]), (points[42:48], points[16])):
-        corner, other = eye[0], eye[3]
-        centre = (corner + other) / 2.0
-        along = other - corner
-        height = 0.2 * head.width_px * 0.8
+    line_px = max(1, round(stream.uniform(0.01, 0.035) * head.width_px))
+    dark, oval = stream.random() < 0.25, stream.random() < 0.6
+    for eye, temple, turned_away in (
+        (points[36:42], points[0], yaw > 0.35),
+        (points[42:48], points[16], yaw < -0.35),
+    ):
+        centre, along = (eye[0] + eye[3]) / 2.0, eye[3] - eye[0]
         half = max(0.85 * float(np.linalg.norm(along)), 0.05 * head.width_px)
         angle = float(np.arctan2(along[1], along[0]))
-        if round_glasses:
-            fill_ellipse(mask, centre, (half, height / 1.3), angle, 255, thickness=-1 if dark else thickness)
+        if oval:
+            fill_ellipse(mask, centre, (half, 0.12 * head.width_px), angle, 255, thickness=-1 if dark else line_px)
         else:
-            corners = centre + _turn(
-                np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]]) * [half, height / 1.5], angle
-            )
+            corners = centre + _turn(RECTANGLE * [half, 0.105 * head.width_px], angle)
             if dark:
                 fill_polygon(mask, corners, 255)
             else:
-                draw_line(mask, corners, 255, thickness)
-        away = yaw > 0.35 if temple is points[0] else yaw < -0.35
-        if not away:
-            side = np.sign(temple[0] - centre[0]) if abs(yaw) < 0.35 else np.sign(temple[0] - centre[0])
-            draw_line(mask, np.array([centre + [side * half, 0.0], temple]), 255, thickness)
-    draw_line(mask, np.array([points[39], points[27], points[42]]), 255, thickness)
+                draw_line(mask, np.concatenate([corners, corners[:1]]), 255, line_px)
+        if not turned_away:
+            outwards = np.sign(temple[0] - centre[0])
+            draw_line(mask, np.stack([centre + np.array([outwards * half, 0.0]), temple]), 255, line_px)
+    draw_line(mask, points[[39, 27, 42]], 255, line_px)
     blend(image, random_colour(stream) * 0.45, mask)
 
 
@@ -101,7 +99,7 @@ def _motion(stream: Generator, size_px: int) -> Floats:
     reach = middle * np.array([np.cos(angle), np.sin(angle)])
     draw_line(kernel, np.array([middle - reach, middle + reach]), 255, 1)
     kernel[length // 2, length // 2] = 255
-    return kernel.astype(np.float32) / kernel.sum()
+    return np.asarray(kernel, np.float32) / np.float32(kernel.sum())
 
 
 def _hand(mask: Pixels, head: HeadOutline, stream: Generator) -> None:
@@ -138,4 +136,4 @@ def _strands(mask: Pixels, head: HeadOutline, stream: Generator) -> None:
 
 def _turn(points: Floats, angle: float) -> Floats:
     cosine, sine = np.cos(angle), np.sin(angle)
-    return np.asarray(points) @ np.array([[cosine, sine], [-sine, cosine]])
+    return np.asarray(points @ np.array([[cosine, sine], [-sine, cosine]]))

@@ -251,7 +251,7 @@ def _to_rgb(image: Image.Image) -> Pixels:
     # Premultiplied modes convert to RGBA only.
     layered = np.asarray(image.convert("RGBA"), dtype=np.float32)
     alpha = layered[..., 3:] / 255.0
-    return np.rint(layered[..., :3] * alpha + MATTE * (1.0 - alpha)).astype(np.uint8)
+    return np.asarray(np.rint(layered[..., :3] * alpha + MATTE * (1.0 - alpha)), np.uint8)
 
 
 def _to_eight_bits(values: NDArray[np.generic], *, sixteen_bits: bool) -> Pixels:
@@ -268,14 +268,14 @@ def _to_eight_bits(values: NDArray[np.generic], *, sixteen_bits: bool) -> Pixels
     else:
         # Pillow widens some 16-bit files to 32 bits.
         white = next((limit for limit in (65535.0, 2.0**31 - 1.0) if highest <= limit), highest)
-    return np.rint(scaled * (255.0 / white)).astype(np.uint8)
+    return np.asarray(np.rint(scaled * (255.0 / white)), np.uint8)
 
 
 def _encode(suffix: str, image: Pixels, options: list[int]) -> bytes:
     written, content = cv2.imencode(suffix, image[..., ::-1], options)
     if not written:
         raise ValueError(f"photo of shape {image.shape} cannot be encoded as {suffix}")
-    return content.tobytes()
+    return bytes(content)
 
 
 def _one_line(error: Exception) -> str:

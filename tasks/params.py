@@ -89,7 +89,8 @@ class PhotosSource(Section):
     landmarks: Path | None = None
     """CSV with columns file, x0, y0 … x67, y67 in pixels; default `landmarks.csv` in the folder, where it exists."""
     persons: Path | None = None
-    """CSV with columns file, person; a photo that is not listed is a person of its own."""
+    """CSV with columns file, person; default `persons.csv` in the folder, where it exists. A photo that is not listed is
+    a person of its own."""
 
 
 class ScansSource(Section):
@@ -120,6 +121,8 @@ class IngestParams(Section):
 
     @model_validator(mode="after")
     def _names(self) -> IngestParams:
+        if self.validation_share + self.test_share >= 1.0:
+            raise ValueError("validation_share and test_share leave nothing to train on, expected a sum below 1")
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
             raise ValueError(f"source names repeat: {', '.join(names)}")

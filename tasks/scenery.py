@@ -25,10 +25,10 @@ SUBPIXEL_BITS = 4
 class HeadOutline:
     """Where parts of the head that the face model may lack appear in the photo."""
 
-    skull: Floats
-    """(N, 2) points of the hairy part of the skull."""
-    skull_facing: NDArray[np.bool_]
-    """(N,) whether the point is on the side that the camera sees."""
+    hair: Floats
+    """(N, 3, 2) triangles of the hairy part of the skull."""
+    hair_facing: NDArray[np.bool_]
+    """(N,) whether the triangle is on the side that the camera sees."""
     centre: Floats
     """(2,) of the skull."""
     neck: Floats
@@ -47,6 +47,7 @@ def background(stream: Generator, size_px: int) -> Pixels:
     """A random background: plain, gradient, clouds, blobs, stripes, or a blurred room of boxes."""
     kind = stream.integers(6)
     first, second = random_colour(stream), random_colour(stream)
+    image: Floats
     if kind == 0:
         image = np.broadcast_to(first, (size_px, size_px, 3)).astype(np.float32)
     elif kind in (1, 4):
@@ -88,7 +89,7 @@ def draw_behind(image: Pixels, head: HeadOutline, subject: Subject, stream: Gene
             down = head.centre + width * np.array([0.0, 0.6 * subject.hair_length])
             axes = (0.62 * width * subject.hair_volume, (0.5 + 0.6 * subject.hair_length) * width)
             fill_ellipse(image, down, axes, 0.5 * head.roll, tone)
-        fill_polygon(image, cv2.convexHull(head.skull.astype(np.float32))[:, 0], tone)
+        fill_polygons(image, head.hair, tone)
 
 
 def draw_openings(image: Pixels, head: HeadOutline, stream: Generator, *, yaw: float) -> None:
@@ -108,14 +109,12 @@ def draw_openings(image: Pixels, head: HeadOutline, stream: Generator, *, yaw: f
 
 def draw_hair(image: Pixels, head: HeadOutline, subject: Subject, stream: Generator) -> None:
     """Draw the near part of the hair over the face, down to the hairline."""
-    visible = head.skull[head.skull_facing]
-    if not subject.hair_volume or len(visible) < 3:
+    visible = head.hair[head.hair_facing]
+    if not subject.hair_volume or not len(visible):
         return
     mask = np.zeros(image.shape[:2], np.uint8)
-    hull = cv2.convexHull(visible.astype(np.float32))[:, 0]
-    fill_polygon(mask, hull + stream.normal(0.0, 0.02 * head.width_px, hull.shape), 255)
-    blur = max(0.4, 0.012 * head.width_px)
-    mask = cv2.GaussianBlur(mask, (0, 0), blur)
+    fill_polygons(mask, visible, 255)
+    mask = cv2.GaussianBlur(mask, (0, 0), 0.015 * head.width_px)
     strands = cv2.resize(
         stream.random((max(2, image.shape[0] // 16), image.shape[1] // 2), dtype=np.float32),
         image.shape[1::-1],
@@ -148,6 +147,13 @@ def fill_polygon(image: Pixels, points: Floats | list[Floats], colour: Floats | 
     cv2.fillPoly(image, [_fixed_point(points)], _scalar(colour), cv2.LINE_AA, SUBPIXEL_BITS)
 
 
+def fill_polygons(image: Pixels, polygons: Floats, colour: Floats | int) -> None:
+    """Fill polygons (N, K, 2), which may overlap."""
+    scalar = _scalar(colour)
+    for polygon in _fixed_point(polygons):
+        cv2.fillConvexPoly(image, polygon, scalar, cv2.LINE_8, SUBPIXEL_BITS)
+
+
 def fill_ellipse(
     image: Pixels, centre: Floats, axes: tuple[float, float], angle: float, colour: Floats | int, *, thickness: int = -1
 ) -> None:
@@ -176,7 +182,7 @@ def draw_line(image: Pixels, points: Floats, colour: Floats | int, thickness_px:
 def _fixed_point(points: Floats | list[Floats]) -> NDArray[np.int32]:
     # OpenCV counts pixel centres as whole numbers. Far points would overflow its arithmetic.
     values = (np.asarray(points, np.float64) - 0.5).clip(-4000.0, 8000.0)
-    return np.rint(values * 2**SUBPIXEL_BITS).astype(np.int32)
+    return np.asarray(np.rint(values * 2**SUBPIXEL_BITS), np.int32)
 
 
 def _scalar(colour: Floats | int) -> tuple[float, ...] | int:
@@ -197,7 +203,7 @@ def _clouds(stream: Generator, size_px: int, channels: int) -> Floats:
 
 
 def _enlarge(image: Floats, size_px: int) -> Floats:
-    return cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_CUBIC)
+    return np.asarray(cv2.resize(image, (size_px, size_px), interpolation=cv2.INTER_CUBIC))
 
 
 def _shapes(stream: Generator, size_px: int, colour: Floats, *, boxes: bool) -> Pixels:
@@ -212,4 +218,4 @@ def _shapes(stream: Generator, size_px: int, colour: Floats, *, boxes: bool) -> 
             fill_polygon(image, corners, random_colour(stream))
         else:
             fill_ellipse(image, centre, (axes[0], axes[1]), stream.uniform(0.0, np.pi), random_colour(stream))
-    return cv2.GaussianBlur(image, (0, 0), stream.uniform(0.004, 0.06) * size_px).astype(np.uint8)
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), stream.uniform(0.004, 0.06) * size_px), np.uint8)

@@ -153,7 +153,7 @@ def _photo(
         if landmarks is not None:
             # Pixels end at whole numbers in this convention, so that scaling needs no shift.
             scale = np.array(stored.shape[1::-1], np.float32) / np.array(image.shape[1::-1], np.float32)
-            landmarks = landmarks * scale
+            landmarks = np.asarray(landmarks * scale, np.float32)
         person = _unless_faulty(annotations.persons.get(name))
     except (ImageError, AnnotationError) as error:
         return Refusal(source, name, error.reason, error.detail)

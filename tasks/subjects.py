@@ -95,7 +95,7 @@ def draw_subject(stream: Generator, *, identity_size: int, albedo_size: int) -> 
         identity=normal(stream, identity_size),
         albedo=normal(stream, albedo_size),
         hair_colour=HAIR_COLOURS[stream.integers(len(HAIR_COLOURS))] * stream.uniform(0.7, 1.2),
-        hairline=float(stream.uniform(0.12, 0.5)),
+        hairline=float(stream.uniform(0.14, 0.5)),
         hair_volume=0.0 if bald else float(stream.uniform(1.03, 1.3)),
         hair_length=float(max(0.0, stream.uniform(-1.0, 1.3))),
         wears_glasses=bool(stream.random() < 0.15),
@@ -104,13 +104,17 @@ def draw_subject(stream: Generator, *, identity_size: int, albedo_size: int) -> 
 
 def draw_shot(stream: Generator, *, expression_names: Sequence[str], max_yaw_deg: float, occluder_share: float) -> Shot:
     """A random photo of whomever."""
+    ambient, directions, colours = _draw_lights(stream)
     return Shot(
         expression=draw_expression(stream, expression_names),
         angles=draw_angles(stream, max_yaw_deg),
         focal_factor=float(stream.uniform(0.8, 1.25)),
         fill=float(stream.uniform(0.45, 0.75)),
         offset=stream.normal(0.0, 0.05, 2).clip(-0.12, 0.12),
-        **_draw_light(stream),
+        ambient=ambient,
+        light_directions=directions,
+        light_colours=colours,
+        exposure=float(np.exp(stream.normal(0.25, 0.3)).clip(0.55, 2.2)),
         occluded=bool(stream.random() < occluder_share),
         scenery=np.random.default_rng(stream.integers(2**63)),
     )
@@ -206,7 +210,7 @@ def _places(names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return places
 
 
-def _draw_light(stream: Generator) -> dict[str, Floats | float]:
+def _draw_lights(stream: Generator) -> tuple[Floats, Floats, Floats]:
     """One key light, mostly from the front or above, a weaker second one from anywhere, and light from all around."""
     azimuth, elevation = stream.normal(0.0, math.radians(50.0)), math.radians(stream.uniform(-10.0, 75.0))
     key = [
@@ -218,9 +222,4 @@ def _draw_light(stream: Generator) -> dict[str, Floats | float]:
     second /= np.linalg.norm(second)
     strength = np.array([[stream.uniform(0.2, 1.0)], [stream.uniform(0.0, 0.3)]])
     tint = np.exp(stream.normal(0.0, 0.07, (3, 3)) + stream.normal(0.0, 0.05, 3))
-    return {
-        "ambient": tint[0] * stream.uniform(0.25, 0.7),
-        "light_directions": np.array([key, second]),
-        "light_colours": tint[1:] * strength,
-        "exposure": float(np.exp(stream.normal(0.3, 0.3)).clip(0.6, 2.5)),
-    }
+    return tint[0] * stream.uniform(0.25, 0.7), np.array([key, second]), tint[1:] * strength

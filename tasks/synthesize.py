@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.spatial import ConvexHull
 from torch import Tensor
 
 from models.face.camera import FOCAL_PER_SIZE, project, rotation_from_angles, to_camera_space
@@ -26,6 +27,8 @@ from tasks.subjects import Shot, Subject, draw_shot, draw_subject, person_stream
 
 BATCH_SIZE = 32
 """Photos rendered together. Not a parameter: it bounds the memory and has no part in the result."""
+
+SKULL_POINTS = 240
 
 MESH_GRID_MM = 1.0 / 1024.0
 """Vertices lie on this grid, far below any accuracy that matters: they compress better, and the rounding of matrix
@@ -132,7 +135,8 @@ class _Studio:
         # In double precision, products of different batch sizes agree beyond the grid of the vertices.
         self.exact = copy.deepcopy(face_model).double()
         self.has_eyes = bool(face_model.part("eyes").any())
-        self.skull = _sphere(160)
+        self.skull = _sphere(SKULL_POINTS)
+        self.skull_triangles = ConvexHull(self.skull.numpy()).simplices
 
     @torch.no_grad()
     def photograph(self, jobs: Sequence[_Job], source: str) -> Iterator[Photo]:
@@ -226,17 +230,18 @@ class _Studio:
         seen = to_camera_space(all_points, rotation=rotation, translation=translation)
         pixels = project(seen, camera).numpy()
         hairline = brows[:, 1] + width * points.new_tensor([job.subject.hairline for job in jobs])
-        # The hair's edge falls from the forehead to the nape.
-        edge = hairline[:, None] - 0.75 * (brows[:, None, 2] - hair[..., 2])
-        hairy = (hair[..., 1] > edge).numpy()
-        facing = (seen[..., :-2, 2] < seen[:, -2:-1, 2]).numpy()
+        # The hair's edge is level over the forehead and falls from the temples to the nape.
+        behind_temples = brows[:, None, 2] - hair[..., 2] - 0.35 * width[:, None]
+        edge = hairline[:, None] - 1.4 * behind_temples.clamp_min(0.0)
+        hairy: NDArray[np.bool_] = (hair[..., 1] > edge).numpy()[:, self.skull_triangles].all(2)
+        facing: NDArray[np.bool_] = (seen[:, :-2, 2] < seen[:, -2:-1, 2]).numpy()[:, self.skull_triangles].all(2)
         heads = []
         for row, job in enumerate(jobs):
             visible = faces[row][masks[row]]
             heads.append(
                 HeadOutline(
-                    skull=pixels[row, :-2][hairy[row]],
-                    skull_facing=facing[row][hairy[row]],
+                    hair=pixels[row, :-2][self.skull_triangles[hairy[row]]],
+                    hair_facing=facing[row][hairy[row]],
                     centre=pixels[row, -2],
                     neck=pixels[row, -1],
                     landmarks=landmarks[row],
@@ -275,14 +280,14 @@ def lighting(shots: Sequence[Shot], *, brightness: Tensor) -> Tensor:
     normals = _sphere(64)
     level = (irradiance_basis(normals[normals[:, 2] < -0.3]) @ light).mean((1, 2))
     exposure = _stack([[shot.exposure] for shot in shots])[:, 0].float()
-    exposure = (brightness * exposure).clamp(0.15, 0.85) / brightness.clamp_min(1e-3)
+    exposure = (brightness * exposure).clamp(0.15, 0.7) / brightness.clamp_min(1e-3)
     return light * (exposure / level.clamp_min(1e-3))[:, None, None]
 
 
 def _smooth_edge(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
     # The rasteriser's silhouette is hard; a lens is not.
-    weight = cv2.GaussianBlur(mask.astype(np.uint8) * 255, (3, 3), 0)
-    edge = (weight > 0) & (weight < 255)
+    weight = np.asarray(cv2.GaussianBlur(mask.astype(np.uint8) * 255, (3, 3), 0))
+    edge = np.asarray((weight > 0) & (weight < 255))
     image[edge] = cv2.GaussianBlur(image, (3, 3), 0)[edge]
     return image
 
