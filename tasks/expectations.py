@@ -95,6 +95,12 @@ def label_expectations(params: Params, vertex_count: int) -> list[Expectation]:
             column="sample_id", description="a photo has one row of landmarks", meta={"reason": "duplicate_sample"}
         ),
         exactly("not_one_manifest_row", "manifest_rows", 1, "the photo stands in the manifest exactly once"),
+        exactly(
+            "manifest_incomplete",
+            "manifest_gaps",
+            0,
+            "source, person, split, size and whether it is labelled are known of the photo",
+        ),
         exactly("not_one_image", "image_rows", 1, "the photo is stored exactly once"),
         same_split("person_in_two_splits", "person_split", "person"),
         same_split("mesh_in_two_splits", "mesh_split", "mesh"),

@@ -7,7 +7,7 @@ A number that cannot be computed is null; then another one says why, so that no 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -25,9 +25,21 @@ from tasks.params import Params
 SPLITS_BY_RIGHT = ("test", "validation", "train")
 """Who keeps a person that stands in several splits equally often: what is held out stays complete."""
 
+MANIFEST_COLUMNS = ("source", "person", "split", "labelled", "width", "height")
+
 GRID_SHARE = 0.001
 """Points closer than this share of the box count as one."""
 
+MESH_NUMBERS = (
+    "mesh_id",
+    "mesh_numbers",
+    "neutral_numbers",
+    "mesh_not_finite",
+    "mesh_long_side_mm",
+    "mesh_short_side_mm",
+    "mesh_fit_error_mm",
+    "mesh_coverage",
+)
 QUALITY_BATCH = 256
 DECIMALS = 6
 
@@ -44,17 +56,25 @@ def build_label_table(
     *,
     landmarks: pa.Table,
     samples: pa.Table,
-    meshes: pa.Table,
+    meshes: Iterable[pa.Table],
     stored: Mapping[str, int],
 ) -> pd.DataFrame:
-    """The numbers to be judged, in the order of `landmarks`; `stored` counts the photos by sample id."""
-    matched = take_rows(samples.drop_columns(["sample_id"]), manifest_rows(landmarks, samples))
+    """The numbers to be judged, in the order of `landmarks`.
+
+    `meshes` is the table of meshes, part by part: all vertices together may be more than the memory holds.
+    `stored` counts the photos by sample id.
+    """
+    in_manifest = manifest_rows(landmarks, samples)
+    matched = take_rows(samples.drop_columns(["sample_id"]), in_manifest)
     sample_ids = landmarks["sample_id"].to_pylist()
     known = Counter(samples["sample_id"].to_pylist())
     table: dict[str, object] = {"row": np.arange(len(landmarks)), "sample_id": sample_ids}
     for name in ("source", "person", "split", "path"):
         table[name] = matched[name].to_pylist()
     table["manifest_rows"] = [known[sample_id] for sample_id in sample_ids]
+    gaps = [matched[name].is_null().to_numpy() for name in MANIFEST_COLUMNS]
+    known_split = pc.is_in(matched["split"], value_set=pa.array(SPLITS_BY_RIGHT)).to_numpy()
+    table["manifest_gaps"] = np.where(in_manifest >= 0, np.sum(gaps, axis=0) + ~known_split, np.nan)
     table["image_rows"] = [stored.get(sample_id, 0) for sample_id in sample_ids]
     for name, key in (("person_split", "person"), ("mesh_split", "mesh_id")):
         table[name] = majority_splits(matched[key].to_pylist(), matched["split"].to_pylist())
@@ -165,83 +185,94 @@ def _annotation_numbers(matched: pa.Table) -> dict[str, np.ndarray]:
     return numbers
 
 
+def _measure_meshes(face_model: MorphableModel, parts: Iterable[pa.Table]) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Numbers (M,) about every mesh, with its `mesh_id`, and its 68 points (M, 68, 3), NaN where it is malformed."""
+    width = 3 * face_model.vertex_count
+    landmark_vertices = face_model.landmark_vertices.numpy()
+    measured: list[dict[str, np.ndarray]] = []
+    points: list[np.ndarray] = [np.zeros((0, LANDMARK_COUNT, 3), dtype=np.float32)]
+    for part in parts:
+        shapes = list_matrix(part["vertices"], width, dtype=np.float32).reshape(-1, face_model.vertex_count, 3)
+        lengths, neutral_lengths = list_lengths(part["vertices"]), list_lengths(part["neutral"])
+        fit_error, coverage = float_column(part["fit_error_mm"]), float_column(part["coverage"])
+        neutral_bad = _not_finite(list_matrix(part["neutral"], width, dtype=np.float32))
+        bad = np.where(lengths == width, _not_finite(shapes), 0)
+        bad += np.where(neutral_lengths == width, neutral_bad, 0) + ~np.isfinite(fit_error) + ~np.isfinite(coverage)
+        shapes[~np.isfinite(shapes).all((1, 2))] = np.nan
+        extents = shapes.max(1) - shapes.min(1)
+        points.append(shapes[:, landmark_vertices])
+        measured.append(
+            {
+                "mesh_id": np.array(part["mesh_id"].to_pylist(), dtype=object),
+                "mesh_numbers": lengths,
+                "neutral_numbers": np.where(part["neutral"].is_valid().to_numpy(), neutral_lengths, np.nan),
+                "mesh_not_finite": bad,
+                "mesh_long_side_mm": extents.max(1),
+                "mesh_short_side_mm": extents.min(1),
+                "mesh_fit_error_mm": _finite_or_null(fit_error),
+                "mesh_coverage": _finite_or_null(coverage),
+            }
+        )
+    numbers = {
+        name: np.concatenate([part[name] for part in measured]) if measured else np.zeros(0) for name in MESH_NUMBERS
+    }
+    return numbers, np.concatenate(points)
+
+
 def _mesh_numbers(
     params: Params,
     face_model: MorphableModel,
     matched: pa.Table,
-    meshes: pa.Table,
+    meshes: Iterable[pa.Table],
     points: np.ndarray,
     confidence: np.ndarray,
 ) -> dict[str, np.ndarray]:
+    measured, mesh_points = _measure_meshes(face_model, meshes)
+    known = measured.pop("mesh_id").tolist()
+    stored = Counter(known)
+    place = {mesh_id: row for row, mesh_id in enumerate(known) if mesh_id is not None}
     mesh_ids = matched["mesh_id"].to_pylist()
-    labelled = matched["labelled"].fill_null(False).to_numpy()
-    needs_mesh = np.array([mesh_id is not None for mesh_id in mesh_ids]) | labelled
-    known = Counter(meshes["mesh_id"].to_pylist())
-    place = {mesh_id: row for row, mesh_id in enumerate(meshes["mesh_id"].to_pylist())}
-    rows = np.array([place.get(mesh_id, -1) if mesh_id is not None else -1 for mesh_id in mesh_ids], dtype=np.int64)
-
-    width = 3 * face_model.vertex_count
-    # Meshes are many numbers: 32 bits, and no second copy.
-    shapes = list_matrix(meshes["vertices"], width, dtype=np.float32).reshape(-1, face_model.vertex_count, 3)
-    fit_error, coverage = float_column(meshes["fit_error_mm"]), float_column(meshes["coverage"])
-    has_neutral = meshes["neutral"].is_valid().to_numpy()
-    neutral_lengths = list_lengths(meshes["neutral"])
-    neutral_bad = np.where(
-        neutral_lengths == width, _not_finite(list_matrix(meshes["neutral"], width, dtype=np.float32)), 0
-    )
-    vertex_lengths = list_lengths(meshes["vertices"])
-    bad = np.where(vertex_lengths == width, _not_finite(shapes), 0) + neutral_bad
-    bad = bad + ~np.isfinite(fit_error) + ~np.isfinite(coverage)
-    shapes[~np.isfinite(shapes).all((1, 2))] = np.nan
-    extents = shapes.max(1) - shapes.min(1)
-    by_mesh = {
-        "mesh_numbers": vertex_lengths,
-        "neutral_numbers": np.where(has_neutral, neutral_lengths, np.nan),
-        "mesh_not_finite": bad,
-        "mesh_long_side_mm": extents.max(1),
-        "mesh_short_side_mm": extents.min(1),
-        "mesh_fit_error_mm": _finite_or_null(fit_error),
-        "mesh_coverage": _finite_or_null(coverage),
-    }
-    numbers = {"has_mesh": needs_mesh}
-    numbers["mesh_rows"] = np.where(needs_mesh, [known[mesh_id] if mesh_id else 0 for mesh_id in mesh_ids], np.nan)
-    for name, values in by_mesh.items():
+    rows = np.array([place.get(mesh_id, -1) for mesh_id in mesh_ids], dtype=np.int64)
+    named = np.array([mesh_id is not None for mesh_id in mesh_ids], dtype=bool)
+    numbers = {"has_mesh": named | matched["labelled"].fill_null(False).to_numpy()}
+    count = [stored[mesh_id] if mesh_id is not None else 0 for mesh_id in mesh_ids]
+    numbers["mesh_rows"] = np.where(numbers["has_mesh"], count, np.nan)
+    for name, values in measured.items():
         # A last NaN, which row -1 points at.
         numbers[name] = np.append(values.astype(np.float64), np.nan)[rows]
-    numbers["label_quality"] = _qualities(params, face_model, rows, shapes, fit_error, coverage, points, confidence)
+    of_row = np.concatenate([mesh_points, np.full((1, LANDMARK_COUNT, 3), np.nan, dtype=np.float32)])[rows]
+    numbers["label_quality"] = _qualities(
+        params, of_row, points, confidence, numbers["mesh_fit_error_mm"], numbers["mesh_coverage"]
+    )
     return numbers
 
 
 def _qualities(
     params: Params,
-    face_model: MorphableModel,
-    rows: np.ndarray,
-    shapes: np.ndarray,
-    fit_error: np.ndarray,
-    coverage: np.ndarray,
+    mesh_points: np.ndarray,
     points: np.ndarray,
     confidence: np.ndarray,
+    fit_error: np.ndarray,
+    coverage: np.ndarray,
 ) -> np.ndarray:
     """Label quality (N,) of every face whose mesh and landmarks are fit to be compared, else NaN."""
-    quality = np.full(len(rows), np.nan)
-    mesh_points = shapes[:, face_model.landmark_vertices.numpy()]
-    able = (rows >= 0) & np.isfinite(points).all((1, 2)) & (np.ptp(points, axis=1).max(1) > 0)
+    quality = np.full(len(points), np.nan)
+    able = np.isfinite(points).all((1, 2)) & (np.ptp(points, axis=1).max(1) > 0)
     able &= np.isfinite(confidence).all(1) & (confidence >= 0).all(1)
     # A mesh without extent has no pose; its size is refused anyway.
-    able[able] &= (np.ptp(mesh_points, axis=1).min(1) > 1e-3)[rows[able]]
+    able &= np.isfinite(mesh_points).all((1, 2)) & (np.ptp(mesh_points, axis=1).min(1) > 1e-3)
     size_px = params.project.crop_size_px
-    for chosen in np.array_split(np.flatnonzero(able), max(1, -(-int(able.sum()) // QUALITY_BATCH))):
-        if not len(chosen):
-            continue
+    chosen_rows = np.flatnonzero(able)
+    for start in range(0, len(chosen_rows), QUALITY_BATCH):
+        chosen = chosen_rows[start : start + QUALITY_BATCH]
         photo_points = torch.from_numpy(points[chosen])
         affine = crop_affine(photo_points, size_px=size_px, scale=params.validate_labels.crop_scale)
         error = landmark_error(
-            torch.from_numpy(mesh_points[rows[chosen]]).float(),
+            torch.from_numpy(mesh_points[chosen]),
             apply_affine(torch.linalg.inv(affine), photo_points).float(),
             confidence=torch.from_numpy(confidence[chosen]).float(),
             camera=crop_camera(len(chosen), size_px),
         )
-        registered = torch.from_numpy(fit_error[rows[chosen]]).float()
-        covered = torch.from_numpy(coverage[rows[chosen]]).float()
+        registered, covered = torch.from_numpy(fit_error[chosen]).float(), torch.from_numpy(coverage[chosen]).float()
         quality[chosen] = label_quality(registered, error, coverage=covered).numpy()
     return _finite_or_null(quality)

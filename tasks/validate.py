@@ -45,6 +45,7 @@ from tasks.params import Params
 STAGE = "validate_labels"
 MAX_SHARD_BYTES = 64 * 2**20
 READ_BATCH = 32
+MESH_BATCH = 64
 EXAMPLE_COLUMNS, EXAMPLE_ROWS, EXAMPLE_SIZE_PX = 8, 4, 192
 
 
@@ -64,13 +65,12 @@ def validate_labels(params: Params, workspace: Workspace) -> None:
             "landmarks.parquet: no rows, expected at least one face; look at detect_landmarks/quarantine.parquet"
         )
     samples = read_table(workspace.folder("ingest") / "samples.parquet", SAMPLES)
-    meshes = read_table(workspace.folder("ingest") / "meshes.parquet", MESHES)
     table = build_label_table(
         params,
         face_model := load_face_model(params, workspace),
         landmarks=landmarks,
         samples=samples,
-        meshes=meshes,
+        meshes=_mesh_parts(workspace),
         stored=_stored_photos(workspace),
     )
     context = open_context()
@@ -117,6 +117,17 @@ def _stored_photos(workspace: Workspace) -> Counter[str]:
     for shard in sorted(workspace.folder("ingest").glob("images-*.parquet")):
         stored.update(pq.read_table(shard, columns=["sample_id"])["sample_id"].to_pylist())
     return stored
+
+
+def _mesh_parts(workspace: Workspace) -> Iterator[pa.Table]:
+    path = workspace.folder("ingest") / "meshes.parquet"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: missing; run the stage ingest first")
+    with pq.ParquetFile(path) as file:
+        if not file.schema_arrow.equals(MESHES):
+            raise ValueError(f"{path}: columns {file.schema_arrow.names}, expected {MESHES.names}; run ingest again")
+        for batch in file.iter_batches(batch_size=MESH_BATCH):
+            yield pa.table(batch)
 
 
 def _summary(params: Params, table: pd.DataFrame, failures: dict[int, RowFailure]) -> dict[str, Any]:

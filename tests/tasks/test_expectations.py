@@ -19,6 +19,7 @@ GOOD: dict[str, Any] = {
     "mesh_split": "train",
     "path": "a.jpg",
     "manifest_rows": 1,
+    "manifest_gaps": 0.0,
     "image_rows": 1,
     "landmark_numbers": 136,
     "landmark_not_finite": 0.0,
@@ -58,6 +59,7 @@ GOOD: dict[str, Any] = {
 BROKEN: list[tuple[dict[str, Any], str]] = [
     ({"manifest_rows": 0}, "not_one_manifest_row"),
     ({"manifest_rows": 2}, "not_one_manifest_row"),
+    ({"manifest_gaps": 1.0}, "manifest_incomplete"),
     ({"image_rows": 0}, "not_one_image"),
     ({"person_split": "test"}, "person_in_two_splits"),
     ({"mesh_split": "validation"}, "mesh_in_two_splits"),

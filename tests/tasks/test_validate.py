@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,172 +10,52 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from models.face.camera import crop_camera as camera_of
-from models.face.camera import project, rotation_from_angles, to_camera_space
 from models.face.crop import crop_affine, warp_crop
 from models.face.morphable import MorphableModel
 from tasks import validate
 from tasks.artifacts import (
     CLEAN,
     CROPS,
-    IMAGES,
     LANDMARKS,
-    MESHES,
     QUARANTINE,
-    SAMPLES,
     Workspace,
     read_json,
     read_table,
-    write_table,
 )
-from tasks.images import encode
-from tasks.params import Params, parse_params
+from tasks.params import Params
 from tasks.validate import GateError, failed_folder, validate_labels
 
-SIZE_PX = 96
 CROP_PX = 64
-DISTANCE_MM = 1162.0
-"""From here a face of 190 mm fills 1 / 1.35 of the photo, so that the camera of its crop is that of the photo."""
+
+MakeData = Callable[[int], Any]
+MakeParams = Callable[..., Params]
+Spoiled = tuple[Any, Workspace]
 
 
-def small_face_model() -> MorphableModel:
-    """Seventy points on half an ellipsoid of a face's size."""
-    count = 70
-    step = torch.arange(count) + 0.5
-    height = 1 - 2 * step / count
-    turn = step * math.pi * (3 - math.sqrt(5))
-    round_ = (1 - height**2).sqrt()
-    mean = torch.stack([70 * round_ * turn.cos(), 95 * height, 80 * (round_ * turn.sin()).abs()], 1)
-    return MorphableModel(
-        name="half ellipsoid",
-        licence="",
-        mean=mean,
-        identity_basis=torch.zeros(1, count, 3),
-        expression_basis=torch.zeros(0, count, 3),
-        expression_names=(),
-        albedo_mean=torch.full((count, 3), 0.5),
-        albedo_basis=torch.zeros(0, count, 3),
-        triangles=torch.tensor([[0, 1, 2]]),
-        landmark_vertices=torch.arange(68),
-        uv=torch.zeros(count, 2),
-        parts=torch.zeros(count, dtype=torch.long),
-    )
+@pytest.fixture(scope="module", autouse=True)
+def _small_face_model(small_face_model: MorphableModel) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(validate, "load_face_model", lambda params, workspace: small_face_model)
+        yield
 
 
-MODEL = small_face_model()
-
-
-def make_params(**limits: float) -> Params:
-    training = {
-        "init": "train_geometry",
-        "steps": 1,
-        "sources": [{"source": "photos", "share": 1.0, "losses": {"photo": 1.0}}],
-    }
-    sources = [{"kind": "synthetic", "name": "photos", "persons": 3}]
-    return parse_params(
-        {
-            "project": {"crop_size_px": CROP_PX},
-            "ingest": {"sources": sources, "shard_rows": 4},
-            "validate_labels": limits,
-            **{f"train_{stage}": training for stage in ("self_supervised", "supervised", "fused")},
-        }
-    )
-
-
-class Data:
-    """The inputs of the stage as rows that a test can spoil; `write` lays them into a workspace."""
-
-    def __init__(self, count: int) -> None:
-        generator = np.random.default_rng(0)
-        self.samples: list[dict[str, Any]] = []
-        self.landmarks: list[dict[str, Any]] = []
-        self.images: list[dict[str, Any]] = []
-        self.meshes: list[dict[str, Any]] = []
-        self.pixels: list[np.ndarray] = []
-        for number in range(count):
-            sample_id, shard = f"sample{number:02d}", f"images-{number // 3:05d}.parquet"
-            yaw = 0.1 * (number % 5)
-            points = face_points(yaw)
-            self.pixels.append(generator.integers(0, 255, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8))
-            self.images.append({"sample_id": sample_id, "image": encode(self.pixels[-1]), "shard": shard})
-            self.samples.append(
-                {
-                    "sample_id": sample_id,
-                    "source": "scans" if number % 2 else "photos",
-                    "path": f"folder/{number}.png",
-                    "person": f"photos/{number}",
-                    "split": "train",
-                    "labelled": bool(number % 2),
-                    "mesh_id": f"mesh{number}" if number % 2 else None,
-                    "width": SIZE_PX,
-                    "height": SIZE_PX,
-                    "shard": shard,
-                    "landmarks": points.ravel() if number % 3 else None,
-                    "rotation": np.array([0.0, yaw, 0.0]) if number % 2 else None,
-                }
-            )
-            if number % 2:
-                self.meshes.append(
-                    {
-                        "mesh_id": f"mesh{number}",
-                        "person": f"photos/{number}",
-                        "vertices": MODEL.mean.flatten().numpy().copy(),
-                        "neutral": None,
-                        "fit_error_mm": 0.25,
-                        "coverage": 0.8,
-                    }
-                )
-            self.landmarks.append(
-                {
-                    "sample_id": sample_id,
-                    "landmarks": points.ravel(),
-                    "confidence": np.full(68, 0.9),
-                    "box": np.concatenate([points.min(0), points.max(0)]),
-                    "face_score": 0.99,
-                    "yaw_deg": math.degrees(yaw),
-                    "pitch_deg": 0.0,
-                    "roll_deg": 0.0,
-                }
-            )
-
-    def mesh(self, number: int) -> dict[str, Any]:
-        return next(mesh for mesh in self.meshes if mesh["mesh_id"] == f"mesh{number}")
-
-    def write(self, root: Path) -> Workspace:
-        workspace = Workspace(root)
-        ingest, detect = workspace.folder("ingest"), workspace.folder("detect_landmarks")
-        write_table(ingest / "samples.parquet", self.samples, SAMPLES)
-        write_table(ingest / "meshes.parquet", self.meshes, MESHES)
-        for shard in sorted({row["shard"] for row in self.images}):
-            rows = [row for row in self.images if row["shard"] == shard]
-            write_table(ingest / shard, [{name: row[name] for name in IMAGES.names} for row in rows], IMAGES)
-        write_table(detect / "landmarks.parquet", self.landmarks, LANDMARKS)
-        return workspace
-
-
-def face_points(yaw: float) -> np.ndarray:
-    rotation = rotation_from_angles(torch.tensor([yaw]), torch.zeros(1), torch.zeros(1))
-    seen = to_camera_space(
-        MODEL.landmarks(MODEL.mean[None]), rotation=rotation, translation=torch.tensor([[0, 0, DISTANCE_MM]])
-    )
-    return project(seen, camera_of(1, SIZE_PX))[0].double().numpy()
-
-
-@pytest.fixture(autouse=True)
-def _small_face_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validate, "load_face_model", lambda params, workspace: MODEL)
-
-
-def spoil_landmark(field: str, change: Callable[[Any], Any]) -> Callable[[Data, int], None]:
-    def spoil(data: Data, number: int) -> None:
+def spoil_landmark(field: str, change: Callable[[Any], Any]) -> Callable[[Any, int], None]:
+    def spoil(data: Any, number: int) -> None:
         row = data.landmarks[number]
         row[field] = change(np.array(row[field]).copy())
 
     return spoil
 
 
-def spoil_mesh(field: str, change: Callable[[Any], Any]) -> Callable[[Data, int], None]:
-    def spoil(data: Data, number: int) -> None:
+def spoil_sample(field: str, value: Any) -> Callable[[Any, int], None]:
+    def spoil(data: Any, number: int) -> None:
+        data.samples[number][field] = value
+
+    return spoil
+
+
+def spoil_mesh(field: str, change: Callable[[Any], Any]) -> Callable[[Any, int], None]:
+    def spoil(data: Any, number: int) -> None:
         mesh = data.mesh(number)
         mesh[field] = change(mesh[field])
 
@@ -190,45 +70,45 @@ def with_value(index: int, value: float) -> Callable[[np.ndarray], np.ndarray]:
     return change
 
 
-def drop_sample(data: Data, number: int) -> None:
+def drop_sample(data: Any, number: int) -> None:
     data.samples = [row for row in data.samples if row["sample_id"] != f"sample{number:02d}"]
 
 
-def drop_image(data: Data, number: int) -> None:
+def drop_image(data: Any, number: int) -> None:
     data.images = [row for row in data.images if row["sample_id"] != f"sample{number:02d}"]
 
 
-def drop_mesh(data: Data, number: int) -> None:
+def drop_mesh(data: Any, number: int) -> None:
     data.meshes.remove(data.mesh(number))
 
 
-def unlink_mesh(data: Data, number: int) -> None:
+def unlink_mesh(data: Any, number: int) -> None:
     data.samples[number]["mesh_id"] = None
 
 
-def repeat_landmarks(data: Data, number: int) -> None:
+def repeat_landmarks(data: Any, number: int) -> None:
     data.landmarks.append(dict(data.landmarks[number]))
 
 
-def leak_person(data: Data, number: int) -> None:
+def leak_person(data: Any, number: int) -> None:
     """A photo in the test split of a person of whom two photos are in the training split."""
     data.samples[number]["split"] = "test"
     for row in (data.samples[number], data.samples[0], data.samples[2]):
         row["person"] = "photos/twice"
 
 
-def leak_mesh(data: Data, number: int) -> None:
+def leak_mesh(data: Any, number: int) -> None:
     """Another person's photo in the test split that carries a mesh of the training split, where it is seen twice."""
     data.samples[number] |= {"split": "test", "mesh_id": "mesh1"}
     data.samples[4] |= {"mesh_id": "mesh1", "labelled": True}
 
 
-def annotate_badly(data: Data, number: int) -> None:
+def annotate_badly(data: Any, number: int) -> None:
     data.samples[number]["landmarks"] = np.arange(10.0)
 
 
 # Odd numbers have a mesh; 0 to 5 stay good.
-FAULTS: dict[int, tuple[str, Callable[[Data, int], None]]] = {
+FAULTS: dict[int, tuple[str, Callable[[Any, int], None]]] = {
     6: ("landmarks_not_finite", spoil_landmark("landmarks", with_value(7, np.nan))),
     8: ("landmarks_not_finite", spoil_landmark("landmarks", with_value(7, -np.inf))),
     10: ("landmark_count", spoil_landmark("landmarks", lambda points: points[:134])),
@@ -256,6 +136,8 @@ FAULTS: dict[int, tuple[str, Callable[[Data, int], None]]] = {
     42: ("not_one_image", drop_image),
     44: ("person_in_two_splits", leak_person),
     46: ("mesh_in_two_splits", leak_mesh),
+    47: ("manifest_incomplete", spoil_sample("person", None)),
+    49: ("manifest_incomplete", spoil_sample("split", "holdout")),
     48: ("annotation_malformed", annotate_badly),
     51: ("not_one_mesh", drop_mesh),
     53: ("not_one_mesh", unlink_mesh),
@@ -272,15 +154,13 @@ COUNT = 70
 
 
 @pytest.fixture(scope="module")
-def spoiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Data, Workspace]:
-    data = Data(COUNT)
+def spoiled(tmp_path_factory: pytest.TempPathFactory, label_data: MakeData, label_params: MakeParams) -> Spoiled:
+    data = label_data(COUNT)
     # Rows are dropped last, so that numbers hold until then.
     for number, (_, spoil) in sorted(FAULTS.items(), key=lambda item: item[1][1] is drop_sample):
         spoil(data, number)
     workspace = data.write(tmp_path_factory.mktemp("spoiled"))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(validate, "load_face_model", lambda params, workspace: MODEL)
-        validate_labels(make_params(max_failed_share=0.99, min_label_quality=0.01), workspace)
+    validate_labels(label_params(max_failed_share=0.99, min_label_quality=0.01), workspace)
     return data, workspace
 
 
@@ -289,7 +169,7 @@ def rows_of(workspace: Workspace, name: str, schema: Any) -> list[dict[str, Any]
 
 
 @pytest.mark.parametrize("number", FAULTS, ids=[f"{number}-{reason}" for number, (reason, _) in FAULTS.items()])
-def test_each_fault_is_quarantined_with_its_reason(spoiled: tuple[Data, Workspace], number: int) -> None:
+def test_each_fault_is_quarantined_with_its_reason(spoiled: Spoiled, number: int) -> None:
     refused = [
         row
         for row in rows_of(spoiled[1], "quarantine.parquet", QUARANTINE)
@@ -301,7 +181,7 @@ def test_each_fault_is_quarantined_with_its_reason(spoiled: tuple[Data, Workspac
     assert refused[0]["path"] == (f"folder/{number}.png" if known else None)
 
 
-def test_every_row_is_either_clean_or_quarantined(spoiled: tuple[Data, Workspace]) -> None:
+def test_every_row_is_either_clean_or_quarantined(spoiled: Spoiled) -> None:
     data, workspace = spoiled
     clean = [row["sample_id"] for row in rows_of(workspace, "clean.parquet", CLEAN)]
     refused = [row["sample_id"] for row in rows_of(workspace, "quarantine.parquet", QUARANTINE)]
@@ -310,7 +190,7 @@ def test_every_row_is_either_clean_or_quarantined(spoiled: tuple[Data, Workspace
     assert clean == [f"sample{number:02d}" for number in range(COUNT) if number not in FAULTS]
 
 
-def test_summary_counts(spoiled: tuple[Data, Workspace]) -> None:
+def test_summary_counts(spoiled: Spoiled) -> None:
     data, workspace = spoiled
     summary = read_json(workspace.folder("validate_labels") / "summary.json")
     total = len(data.landmarks)
@@ -325,14 +205,14 @@ def test_summary_counts(spoiled: tuple[Data, Workspace]) -> None:
     }  # fmt: skip
 
 
-def test_no_person_and_no_mesh_stands_in_two_splits(spoiled: tuple[Data, Workspace]) -> None:
+def test_no_person_and_no_mesh_stands_in_two_splits(spoiled: Spoiled) -> None:
     clean = rows_of(spoiled[1], "clean.parquet", CLEAN)
     for key in ("person", "mesh_id"):
         places = {(row[key], row["split"]) for row in clean if row[key] is not None}
         assert len(places) == len({name for name, _ in places})
 
 
-def test_data_docs_name_the_quarantined_rows(spoiled: tuple[Data, Workspace]) -> None:
+def test_data_docs_name_the_quarantined_rows(spoiled: Spoiled) -> None:
     folder = spoiled[1].folder("validate_labels") / "data_docs"
     assert {page.name for page in folder.iterdir()} == {"index.html", "results.html", "suite.html"}
     results = (folder / "results.html").read_text()
@@ -344,11 +224,11 @@ def test_data_docs_name_the_quarantined_rows(spoiled: tuple[Data, Workspace]) ->
         assert str(spoiled[1].root) not in page.read_text()
 
 
-def test_clean_rows_carry_everything(tmp_path: Path) -> None:
-    data = Data(6)
+def test_clean_rows_carry_everything(tmp_path: Path, label_data: MakeData, label_params: MakeParams) -> None:
+    data = label_data(6)
     data.landmarks.reverse()
     workspace = data.write(tmp_path)
-    validate_labels(make_params(), workspace)
+    validate_labels(label_params(), workspace)
     clean = rows_of(workspace, "clean.parquet", CLEAN)
     assert [row["sample_id"] for row in clean] == [row["sample_id"] for row in data.samples]
     for number, row in enumerate(clean):
@@ -370,11 +250,11 @@ def test_clean_rows_carry_everything(tmp_path: Path) -> None:
         assert row["affine"] == pytest.approx(affine.flatten().tolist(), abs=1e-4)
 
 
-def test_label_quality_by_hand(tmp_path: Path) -> None:
+def test_label_quality_by_hand(tmp_path: Path, label_data: MakeData, label_params: MakeParams) -> None:
     """The landmarks are projections of the mesh, so only registration (0.25 mm) and coverage (0.8) count."""
-    data = Data(4)
+    data = label_data(4)
     workspace = data.write(tmp_path)
-    validate_labels(make_params(), workspace)
+    validate_labels(label_params(), workspace)
     quality = [row["label_quality"] for row in rows_of(workspace, "clean.parquet", CLEAN)]
     assert quality[0] is None
     assert quality[2] is None
@@ -384,22 +264,24 @@ def test_label_quality_by_hand(tmp_path: Path) -> None:
     assert summary["labelled"] == 2
 
 
-def test_label_quality_falls_with_landmarks_that_miss_the_mesh(tmp_path: Path) -> None:
-    data = Data(4)
+def test_label_quality_falls_with_landmarks_that_miss_the_mesh(
+    tmp_path: Path, label_data: MakeData, label_params: MakeParams
+) -> None:
+    data = label_data(4)
     noise = np.random.default_rng(1).normal(0, 1.0, 136)
     data.landmarks[3]["landmarks"] = data.landmarks[3]["landmarks"] + noise
     workspace = data.write(tmp_path)
-    validate_labels(make_params(), workspace)
+    validate_labels(label_params(), workspace)
     row = rows_of(workspace, "clean.parquet", CLEAN)[3]
     # Noise of a photo pixel, in pixels of a crop of 224, less what the six degrees of the pose take up.
     spread = math.sqrt(2 * np.mean(noise**2) * (1 - 6 / 136)) * 224 / (row["affine"][0] * CROP_PX)
     assert row["label_quality"] == pytest.approx(0.8 * math.exp(-0.25 - spread / 4), rel=0.1)
 
 
-def test_crops_are_cut_with_the_stored_affine(tmp_path: Path) -> None:
-    data = Data(6)
+def test_crops_are_cut_with_the_stored_affine(tmp_path: Path, label_data: MakeData, label_params: MakeParams) -> None:
+    data = label_data(6)
     workspace = data.write(tmp_path)
-    validate_labels(make_params(), workspace)
+    validate_labels(label_params(), workspace)
     shards = sorted(workspace.folder("validate_labels").glob("crops-*.parquet"))
     assert [pq.read_metadata(shard).num_rows for shard in shards] == [4, 2]
     crops = {row["sample_id"]: row["crop"] for shard in shards for row in read_table(shard, CROPS).to_pylist()}
@@ -410,10 +292,12 @@ def test_crops_are_cut_with_the_stored_affine(tmp_path: Path) -> None:
         assert crops[row["sample_id"]] == expected.tobytes()
 
 
-def test_gate_stops_and_leaves_the_earlier_output(tmp_path: Path) -> None:
-    data = Data(4)
+def test_gate_stops_and_leaves_the_earlier_output(
+    tmp_path: Path, label_data: MakeData, label_params: MakeParams
+) -> None:
+    data = label_data(4)
     workspace = data.write(tmp_path)
-    params = make_params(max_failed_share=0.3)
+    params = label_params(max_failed_share=0.3)
     validate_labels(params, workspace)
     before = {path: path.read_bytes() for path in workspace.folder("validate_labels").rglob("*") if path.is_file()}
     for number in (1, 2):
@@ -434,44 +318,48 @@ def test_gate_stops_and_leaves_the_earlier_output(tmp_path: Path) -> None:
     assert read_json(failed / "summary.json")["gate"] == {"passed": False, "max_failed_share": 0.3}
     assert "Stopped the pipeline" in (failed / "data_docs" / "index.html").read_text()
 
-    Data(4).write(tmp_path)
+    label_data(4).write(tmp_path)
     validate_labels(params, workspace)
     assert not failed.exists()
 
 
-def test_the_share_of_the_gate_itself_is_allowed(tmp_path: Path) -> None:
-    data = Data(4)
+def test_the_share_of_the_gate_itself_is_allowed(
+    tmp_path: Path, label_data: MakeData, label_params: MakeParams
+) -> None:
+    data = label_data(4)
     data.landmarks[0]["yaw_deg"] = 130.0
     workspace = data.write(tmp_path)
-    validate_labels(make_params(max_failed_share=0.25), workspace)
+    validate_labels(label_params(max_failed_share=0.25), workspace)
     assert len(rows_of(workspace, "clean.parquet", CLEAN)) == 3
 
 
-def test_gate_refuses_an_empty_result(tmp_path: Path) -> None:
-    data = Data(2)
+def test_gate_refuses_an_empty_result(tmp_path: Path, label_data: MakeData, label_params: MakeParams) -> None:
+    data = label_data(2)
     for row in data.landmarks:
         row["yaw_deg"] = 130.0
     with pytest.raises(GateError, match=r"100\.0% of 2 rows failed"):
-        validate_labels(make_params(max_failed_share=1.0), data.write(tmp_path))
+        validate_labels(label_params(max_failed_share=1.0), data.write(tmp_path))
 
 
-def test_no_rows_at_all(tmp_path: Path) -> None:
-    data = Data(2)
+def test_no_rows_at_all(tmp_path: Path, label_data: MakeData, label_params: MakeParams) -> None:
+    data = label_data(2)
     data.landmarks = []
     with pytest.raises(ValueError, match=r"landmarks\.parquet: no rows, expected at least one face"):
-        validate_labels(make_params(), data.write(tmp_path))
+        validate_labels(label_params(), data.write(tmp_path))
 
 
-def test_photo_of_another_size_stops(tmp_path: Path) -> None:
-    data = Data(2)
+def test_photo_of_another_size_stops(tmp_path: Path, label_data: MakeData, label_params: MakeParams) -> None:
+    data = label_data(2)
     data.samples[1]["width"] = 200
     workspace = data.write(tmp_path)
     with pytest.raises(ValueError, match=r"photo sample01: 96 x 96 pixels, expected 200 x 96 .* run ingest again"):
-        validate_labels(make_params(), workspace)
+        validate_labels(label_params(), workspace)
     assert not workspace.folder("validate_labels").exists()
 
 
-def test_same_data_same_bytes_and_nothing_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_same_data_same_bytes_and_nothing_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, label_data: MakeData, label_params: MakeParams
+) -> None:
     home, here = tmp_path / "home", tmp_path / "here"
     home.mkdir()
     here.mkdir()
@@ -479,10 +367,10 @@ def test_same_data_same_bytes_and_nothing_elsewhere(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(here)
     contents = []
     for name in ("first", "second"):
-        data = Data(6)
+        data = label_data(6)
         data.landmarks[0]["yaw_deg"] = 130.0
         workspace = data.write(tmp_path / name)
-        validate_labels(make_params(), workspace)
+        validate_labels(label_params(), workspace)
         folder = workspace.folder("validate_labels")
         contents.append(
             {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
