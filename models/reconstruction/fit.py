@@ -74,7 +74,9 @@ def _error(
 
 def _weak_perspective(points: Tensor, landmarks: Tensor, confidence: Tensor, camera: Camera) -> tuple[Tensor, Tensor]:
     """Start: an affine camera in closed form, made a rotation, with the depth from its scale."""
-    share = (confidence / confidence.sum(1, keepdim=True).clamp_min(1e-6))[..., None]
+    # Every point counts a little, so that the start is defined where none or one is confident.
+    weights = confidence + 1e-6
+    share = (weights / weights.sum(1, keepdim=True))[..., None]
     point_mean, landmark_mean = (points * share).sum(1, keepdim=True), (landmarks * share).sum(1, keepdim=True)
     centred, seen = points - point_mean, landmarks - landmark_mean
     normal = centred.transpose(1, 2) @ (share * centred)

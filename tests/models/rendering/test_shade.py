@@ -36,7 +36,7 @@ def test_normals_point_outwards() -> None:
 
 
 def test_normals_are_weighted_by_area() -> None:
-    # A floor of area 2 and a wall of area 1 meet in the first corner: the sum of cross products is (0, 0, 4) + (2, 0, 0).
+    # A floor of area 2 and a wall of area 1 meet in the first corner: their cross products are (0, 0, 4) and (2, 0, 0).
     vertices = torch.tensor([[[0.0, 0, 0], [2, 0, 0], [0, 2, 0], [0, 0, 1]]])
     normals = vertex_normals(vertices, torch.tensor([[0, 1, 2], [0, 2, 3]]))
     torch.testing.assert_close(normals[0, 0], functional.normalize(torch.tensor([2.0, 0, 4]), dim=0))
