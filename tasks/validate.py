@@ -114,7 +114,10 @@ def gate_message(summary: dict[str, Any], failed: Path) -> str:
 
 def _stored_photos(workspace: Workspace) -> Counter[str]:
     stored: Counter[str] = Counter()
-    for shard in sorted(workspace.folder("ingest").glob("images-*.parquet")):
+    shards = sorted(workspace.folder("ingest").glob("images-*.parquet"))
+    if not shards:
+        raise FileNotFoundError(f"{workspace.folder('ingest')}/images-*.parquet: missing; run the stage ingest first")
+    for shard in shards:
         stored.update(pq.read_table(shard, columns=["sample_id"])["sample_id"].to_pylist())
     return stored
 

@@ -348,6 +348,14 @@ def test_no_rows_at_all(tmp_path: Path, label_data: MakeData, label_params: Make
         validate_labels(label_params(), data.write(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["images-00000.parquet", "meshes.parquet", "samples.parquet"])
+def test_missing_input_is_named(tmp_path: Path, name: str, label_data: MakeData, label_params: MakeParams) -> None:
+    workspace = label_data(2).write(tmp_path)
+    (workspace.folder("ingest") / name).unlink()
+    with pytest.raises(FileNotFoundError, match=rf"{name.split('-')[0]}.*missing; run the stage ingest first"):
+        validate_labels(label_params(), workspace)
+
+
 def test_photo_of_another_size_stops(tmp_path: Path, label_data: MakeData, label_params: MakeParams) -> None:
     data = label_data(2)
     data.samples[1]["width"] = 200
