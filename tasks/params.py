@@ -222,6 +222,8 @@ class TrainingParams(Section):
     warmup_steps: Count = 50
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     clip_norm: Positive = 1.0
+    geometry_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
+    """Learning rate of the pretrained geometry branch relative to that of the rest; 0 freezes it."""
     freeze_batch_norm: bool = False
     validate_every: PositiveCount = 100
     patience: PositiveCount = 5

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ from torch import Generator, Tensor, nn
 
 from models.face.alignment import rigid_alignment, transform
 from models.face.camera import rotation_distance
+from models.losses.coefficients import geometry_embedding
 from models.losses.objective import TERMS, Step, objective
 from models.metrics import landmark_error, similarity
+from models.reconstruction.geometry_branch import GeometryBranch
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
 from models.training.data import CropSet, draw_indices, make_batch, split_counts
 from models.training.loop import LoopResult, LoopSettings, StepLoss, Validate, build_fabric, train
-from models.types import PART_NAMES, FaceCoefficients
+from models.types import PART_NAMES, Batch, FaceCoefficients
 from tasks.artifacts import Workspace, load_checkpoint, replace_folder, save_checkpoint, write_json
 from tasks.dataset import load_crops
 from tasks.face_model import load_face_model
@@ -61,7 +64,24 @@ class Trainee:
     labelled: frozenset[str]
     """Sources with meshes."""
     shape_weights: Tensor
+    landmark_branch: GeometryBranch
+    """The geometry branch as it was at the start, whose reading of the landmarks anchors identity."""
+    identity_embedding: Tensor
+    """Turns differences of identity into millimetres."""
     fabric: Fabric
+
+    def step(self, batch: Batch, coefficients: FaceCoefficients) -> Step:
+        """A batch and its prediction with what the loss terms need beside them."""
+        with torch.no_grad():
+            _, states = self.landmark_branch(self.reconstructor.normalize(batch.landmarks), batch.confidence)
+        return Step(
+            model=self.reconstructor.model,
+            batch=batch,
+            coefficients=coefficients,
+            shape_weights=self.shape_weights,
+            landmark_identity=states[-1][:, : self.reconstructor.model.identity_size],
+            identity_embedding=self.identity_embedding,
+        )
 
 
 def train_stage(params: Params, workspace: Workspace, stage: str) -> None:
@@ -116,6 +136,8 @@ def load_trainee(params: Params, workspace: Workspace, checkpoint: Path, *, sour
         validation=load_crops(workspace, params, split="validation"),
         labelled=frozenset(name for name in sources if is_labelled(known[name])),
         shape_weights=weights,
+        landmark_branch=copy.deepcopy(reconstructor.encoder.geometry).requires_grad_(False),
+        identity_embedding=geometry_embedding(model.identity_basis, model.mean),
         fabric=build_fabric(device=params.project.device, precision=params.project.precision),
     )
 
@@ -163,6 +185,7 @@ def fit(
             patience=section.patience,
             seed=seed,
             freeze_batch_norm=section.freeze_batch_norm,
+            rate_factors={"geometry.": section.geometry_rate},
         ),
         loss=_step_loss(trainee, losses, split_counts(dict(shares), section.batch_size)),
         validate=_validation(trainee, losses),
@@ -199,8 +222,7 @@ def _step_loss(trainee: Trainee, losses: Mapping[str, Mapping[str, float]], coun
         named: dict[str, Tensor] = {}
         for batch in batches:
             stop = start + len(batch.image)
-            step = Step(reconstructor.model, batch, _part(coefficients, start, stop), trainee.shape_weights)
-            value, means = objective(step, losses[batch.source])
+            value, means = objective(trainee.step(batch, _part(coefficients, start, stop)), losses[batch.source])
             total = total + value * (len(batch.image) / len(coefficients.identity))
             named |= {f"{batch.source}/{key}": mean for key, mean in means.items()}
             start = stop
@@ -237,7 +259,12 @@ def _validation(trainee: Trainee, losses: Mapping[str, Mapping[str, float]]) -> 
     terms = unlabelled or {"photo": 1.0, "landmark": 1e-3}
 
     def validate(encoder: nn.Module) -> dict[str, float]:
-        found = measure(trainee.reconstructor, encoder, trainee.validation, losses=terms)
+        found = measure(
+            trainee.reconstructor,
+            encoder,
+            trainee.validation,
+            loss=lambda batch, coefficients: objective(trainee.step(batch, coefficients), terms)[0],
+        )
         if start:
             shape, points = "vertex_error_mm", "landmark_nme"
             found["score"] = found[shape] / start[shape] + found[points] / start[points]
@@ -260,9 +287,12 @@ def measure(
     encoder: nn.Module,
     crops: CropSet,
     *,
-    losses: Mapping[str, float] | None = None,
+    loss: Callable[[Batch, FaceCoefficients], Tensor] | None = None,
 ) -> dict[str, float]:
-    """Means over a split: landmark NME, similarity; where the truth is known also vertex error (mm), pose error (°)."""
+    """Means over a split: landmark NME, similarity; where the truth is known also vertex error (mm), pose error (°).
+
+    With `loss` also the `objective`, what it gives.
+    """
     model = reconstructor.model
     outer = model.part("skin") | model.part("lips") | model.part("brows")
     sums: dict[str, list[Tensor]] = {}
@@ -278,9 +308,8 @@ def measure(
             "similarity": similarity(batch.image, found.rendering.image, found.rendering.mask & batch.mask),
             "pose_error_deg": rotation_distance(coefficients.rotation, crops.rotation[indices]).rad2deg(),
         }
-        if losses is not None:
-            step = Step(model, batch, coefficients, outer.float())
-            values["objective"] = objective(step, losses)[0].expand(len(indices))
+        if loss is not None:
+            values["objective"] = loss(batch, coefficients).expand(len(indices))
         known = crops.mesh_index[indices] >= 0
         if bool(known.any()):
             values["vertex_error_mm"] = shape_error(found.neutral[known], crops, indices[known], outer)

@@ -33,6 +33,10 @@ class Step:
     coefficients: FaceCoefficients
     shape_weights: Float[Tensor, "V"]
     """How much each vertex counts in the mesh terms."""
+    landmark_identity: Float[Tensor, "B I"]
+    """Identity as the pretrained geometry branch reads it from the landmarks alone."""
+    identity_embedding: Float[Tensor, "I I"]
+    """Turns differences of identity into millimetres, see `geometry_embedding`."""
 
     @cached_property
     def vertices(self) -> Float[Tensor, "B V 3"]:
@@ -85,6 +89,15 @@ def _normal(step: Step) -> Tensor:
     return normal_distance(normals, step.scan.normals, weights=step.shape_weights)
 
 
+def _identity_anchor(step: Step) -> Tensor:
+    """Squared distance in mm² from the shape that the landmarks tell.
+
+    That shape is the mean of what the landmarks leave possible, so the image has to move it, not the mean face: a
+    photo loss alone would trade identity for light and albedo long before it knows either.
+    """
+    return squared_norm((step.coefficients.identity - step.landmark_identity) @ step.identity_embedding)
+
+
 @dataclass(frozen=True)
 class Term:
     """A loss per face, and what it needs from its source beside photo and landmarks."""
@@ -102,6 +115,7 @@ TERMS: dict[str, Term] = {
     "normal": Term(_normal, SCAN),
     "photo_on_scan": Term(lambda step: _photo(step, step.pose(step.scan.vertices)), SCAN),
     "landmark_on_scan": Term(lambda step: _landmark(step, step.pose(step.scan.vertices)), SCAN),
+    "identity_anchor": Term(_identity_anchor),
     "identity_prior": Term(lambda step: squared_norm(step.coefficients.identity)),
     "expression_prior": Term(lambda step: squared_norm(step.coefficients.expression)),
     "albedo_prior": Term(lambda step: squared_norm(step.coefficients.albedo)),

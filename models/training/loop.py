@@ -10,7 +10,7 @@ import copy
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,8 @@ class LoopSettings:
     """Validations without a better score before training stops."""
     seed: int
     freeze_batch_norm: bool = False
+    rate_factors: Mapping[str, float] = field(default_factory=dict)
+    """Learning rate of the parameters whose name starts so, relative to the others; 0 freezes them."""
 
 
 @dataclass(frozen=True)
@@ -94,8 +96,9 @@ def train(
     Optimiser: AdamW with linear warm-up and cosine decay. State goes to `progress_folder` at every validation and is
     used again if its `fingerprint` (whatever identifies the run) agrees; a finished run removes it.
     """
-    parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=settings.learning_rate, weight_decay=settings.weight_decay)
+    optimizer = torch.optim.AdamW(
+        _parameter_groups(network, settings.rate_factors), lr=settings.learning_rate, weight_decay=settings.weight_decay
+    )
     wrapped, optimizer = fabric.setup(network, optimizer)
     state: dict[str, Any] = {"step": 0, "best_step": 0, "best": {}, "best_weights": None, "curve": [], "stale": 0}
     state_file = progress_folder / "state.pt"
@@ -117,7 +120,7 @@ def train(
                 _freeze_batch_norm(network)
             rate = settings.learning_rate * _schedule(step, settings)
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group["factor"]
             value, named = loss(wrapped, seeded(settings.seed, step))
             optimizer.zero_grad()
             fabric.backward(value)
@@ -146,6 +149,17 @@ def train(
         seconds=time.monotonic() - started,
         curve=state["curve"],
     )
+
+
+def _parameter_groups(network: nn.Module, factors: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parameters by the factor of their learning rate; those with 0 stop requiring gradients."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        factor = next((factor for prefix, factor in factors.items() if name.startswith(prefix)), 1.0)
+        parameter.requires_grad_(factor > 0.0)
+        if factor > 0.0:
+            groups.setdefault(factor, []).append(parameter)
+    return [{"params": parameters, "factor": factor} for factor, parameters in groups.items()]
 
 
 def _schedule(step: int, settings: LoopSettings) -> float:
