@@ -51,7 +51,10 @@ format: install
 	@ruff format .
 
 bench: install
-	@for file in benchmarks/bench_*.py; do echo "== $$file"; python "$$file" || exit 1; done
+	@mkdir -p .benchmarks
+	@for file in $$(ls benchmarks/*.py | grep -v __init__); do \
+	  name=$$(basename $$file .py); echo "== $$name"; \
+	  python -m benchmarks.$$name --json .benchmarks/$$name.json || exit 1; done
 
 # Real photographs with a real face model, in a workspace of their own:
 #   make portraits DATA=folder/with/photos/and/landmarks.csv FACE_MODEL=model.npz

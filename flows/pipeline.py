@@ -69,7 +69,7 @@ def run_pipeline(workspace: Path, *, retries: int, retry_delay_s: float) -> None
 
     Raises: StageError naming the stage and its message.
     """
-    state = pipeline(str(workspace.resolve()), retries, retry_delay_s, return_state=True)
+    state = cast(Any, pipeline(str(workspace.resolve()), retries, retry_delay_s, return_state=True))
     if not state.is_completed():
         raise StageError(state.message or "the pipeline did not complete")
 

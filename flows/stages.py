@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,6 +69,9 @@ def run_stage(name: str, workspace: Path) -> None:
         create_markdown_artifact(key=name.replace("_", "-"), markdown=_summary(place.folder(name)), description=name)
         return Completed()
 
+    # Otherwise told twice in every training stage: which precision was chosen.
+    for chatty in ("lightning.fabric.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     failure_path(workspace, name).unlink(missing_ok=True)
     started = time.monotonic()
     print(f"[{name}] starts", flush=True)

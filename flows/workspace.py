@@ -41,7 +41,7 @@ def create_workspace(folder: Path, *, preset: Path, settings: Sequence[str] = ()
         str(path)
         for source in params.ingest.sources
         for key in sorted(PATH_KEYS)
-        if (path := getattr(source, key, None)) is not None
+        if isinstance(path := getattr(source, key, None), Path)
     ]
     graph = read_yaml(CODE / "dvc.yaml")
     graph["stages"]["ingest"]["deps"].extend(outside)

@@ -1,0 +1,45 @@
+"""An interrupted run leaves no child behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from flows.processes import run_child
+
+
+def test_the_exit_code_is_passed_on(tmp_path: Path) -> None:
+    assert run_child([sys.executable, "-c", "raise SystemExit(7)"], cwd=tmp_path) == 7
+
+
+def test_an_interrupt_reaches_the_children_of_the_child(tmp_path: Path) -> None:
+    # Like DVC: the child itself ignores the signal, and waits for a stage that does not.
+    program = "import signal, subprocess; signal.signal(signal.SIGINT, signal.SIG_IGN); subprocess.call(['./stage'])"
+    stage = tmp_path / "stage"
+    stage.write_text(
+        f"#!{sys.executable}\n"
+        "import signal, time\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "open('started', 'w').close()\n"
+        "try:\n    time.sleep(60)\n"
+        "except KeyboardInterrupt:\n    open('interrupted', 'w').close()\n"
+    )
+    stage.chmod(0o755)
+
+    def interrupt() -> None:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_child([sys.executable, "-c", program], cwd=tmp_path)
+    assert (tmp_path / "interrupted").exists()
+    assert time.monotonic() - started < 15

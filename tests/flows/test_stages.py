@@ -1,0 +1,71 @@
+"""Every stage is a flow run of its name; here against a Prefect API of the test session."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from flows import stages
+from flows.stages import FUNCTIONS, run_stage, stage_function
+from flows.workspace import create_workspace, preset_path
+from tasks.artifacts import Workspace, write_json
+from tasks.params import Params, ParamsError
+
+
+@pytest.fixture(scope="module")
+def prefect_api() -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=120):
+        yield
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    create_workspace(tmp_path / "w", preset=preset_path("smoke"))
+    return tmp_path / "w"
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_table_names_functions_of_params_and_workspace(name: str) -> None:
+    assert list(inspect.signature(stage_function(name)).parameters) == ["params", "workspace"]
+
+
+def test_an_unknown_stage_is_refused() -> None:
+    with pytest.raises(ValueError, match="stage 'nope' is unknown, expected one of ingest"):
+        stage_function("nope")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_api")
+def test_a_stage_is_a_flow_run_of_its_name(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect.client.orchestration import get_client
+
+    def ingest(params: Params, place: Workspace) -> None:
+        write_json(place.folder("ingest") / "summary.json", {"seed": params.project.seed})
+
+    monkeypatch.setattr(stages, "stage_function", lambda _name: ingest)
+    run_stage("ingest", workspace)
+    with get_client(sync_client=True) as client:
+        (run,) = client.read_flow_runs()
+        flow = client.read_flow(run.flow_id)
+        artifacts = client.read_artifacts()
+    assert flow.name == "ingest"
+    assert run.state
+    assert run.state.name == "Completed"
+    assert [artifact.key for artifact in artifacts] == ["ingest"]
+    assert '"seed": 0' in str(artifacts[0].data)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("prefect_api")
+def test_an_error_of_the_stage_arrives_as_it_is(workspace: Path) -> None:
+    content = yaml.safe_load((workspace / "params.yaml").read_text())
+    content["ingest"]["test_shaer"] = 0.5
+    (workspace / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(ParamsError, match=r"params\.yaml: ingest\.test_shaer = 0\.5: unknown key"):
+        run_stage("ingest", workspace)

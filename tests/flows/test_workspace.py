@@ -1,0 +1,114 @@
+"""Workspaces: parameters from presets and settings, and a graph that watches the input folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flows.workspace import (
+    CODE,
+    allow_without_git,
+    changed,
+    create_workspace,
+    merged,
+    preset_names,
+    preset_path,
+    read_yaml,
+)
+from tasks.params import ParamsError, load_params
+
+
+def test_merging_replaces_lists_and_keeps_the_rest() -> None:
+    base = {"a": {"x": 1, "y": [1, 2]}, "b": 2}
+    assert merged(base, {"a": {"y": [3]}, "c": None}) == {"a": {"x": 1, "y": [3]}, "b": 2, "c": None}
+    assert base == {"a": {"x": 1, "y": [1, 2]}, "b": 2}
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("a.x=3", {"a": {"x": 3}, "s": [{"name": "one", "n": 1}, {"source": "two", "n": 2}]}),
+        ("s.two.n=5", {"a": {"x": 1}, "s": [{"name": "one", "n": 1}, {"source": "two", "n": 5}]}),
+        ("s.0.n=1.5e-3", {"a": {"x": 1}, "s": [{"name": "one", "n": 1.5e-3}, {"source": "two", "n": 2}]}),
+        ("a.x=", {"a": {"x": None}, "s": [{"name": "one", "n": 1}, {"source": "two", "n": 2}]}),
+    ],
+)
+def test_a_setting_changes_one_value(setting: str, expected: dict[str, Any]) -> None:
+    data = {"a": {"x": 1}, "s": [{"name": "one", "n": 1}, {"source": "two", "n": 2}]}
+    assert changed(data, setting) == expected
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("a.x", "expected key=value"),
+        ("b.x=1", "'b' is not among a, s"),
+        ("s.three.n=1", "'three' is not among one"),
+        ("a.x.y=1", "nothing below 1"),
+        ("a.x={", "not valid YAML"),
+    ],
+)
+def test_a_setting_that_leads_nowhere_is_refused(setting: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        changed({"a": {"x": 1}, "s": [{"name": "one", "n": 1}]}, setting)
+
+
+def test_paths_count_from_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert changed({"a": {"path": None}}, "a.path=photos") == {"a": {"path": str(tmp_path / "photos")}}
+
+
+def test_real_input_is_watched_by_the_graph(tmp_path: Path) -> None:
+    settings = ["ingest.sources.portraits.path=/data/faces", "face_model.path=/data/model.npz", "project.seed=7"]
+    create_workspace(tmp_path / "w", preset=preset_path("portraits"), settings=settings)
+    params = load_params(tmp_path / "w" / "params.yaml")
+    stages = read_yaml(tmp_path / "w" / "dvc.yaml")["stages"]
+    assert params.project.seed == 7
+    assert Path(params.project.code) == CODE
+    assert params.detect_landmarks.detector == "provided"
+    assert "/data/faces" in stages["ingest"]["deps"]
+    assert all("/data/model.npz" in stage["deps"] for stage in stages.values())
+    assert stages["evaluate"]["cmd"] == "python -m flows evaluate"
+
+
+def test_a_preset_without_its_paths_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match="face_model: a path goes with kind npz"):
+        create_workspace(tmp_path / "w", preset=preset_path("portraits"))
+    assert not (tmp_path / "w").exists()
+
+
+def test_a_workspace_is_not_overwritten(tmp_path: Path) -> None:
+    create_workspace(tmp_path / "w", preset=preset_path("smoke"))
+    with pytest.raises(ValueError, match="is a workspace already"):
+        create_workspace(tmp_path / "w", preset=preset_path("smoke"), settings=["project.seed=1"])
+
+
+def test_an_unknown_preset_names_those_that_exist(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"no such preset; there are portraits, smoke"):
+        create_workspace(tmp_path / "w", preset=preset_path("nope"))
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1"])
+def test_a_preset_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "p.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"p\.yaml: (not valid YAML|holds a list)"):
+        create_workspace(tmp_path / "w", preset=tmp_path / "p.yaml")
+
+
+def test_every_preset_is_documented_by_its_name() -> None:
+    assert preset_names() == ["portraits", "smoke"]
+
+
+def test_an_unpacked_archive_works_without_git(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").mkdir()
+    allow_without_git(tmp_path)
+    assert "no_scm = true" in (tmp_path / ".dvc" / "config.local").read_text()
+
+
+def test_a_checkout_keeps_git(tmp_path: Path) -> None:
+    (tmp_path / ".dvc").mkdir()
+    (tmp_path / ".git").mkdir()
+    allow_without_git(tmp_path)
+    assert not (tmp_path / ".dvc" / "config.local").exists()
