@@ -114,7 +114,7 @@ def draw_shot(stream: Generator, *, expression_names: Sequence[str], max_yaw_deg
         ambient=ambient,
         light_directions=directions,
         light_colours=colours,
-        exposure=float(np.exp(stream.normal(0.25, 0.3)).clip(0.55, 2.2)),
+        exposure=float(np.exp(stream.normal(-0.05, 0.25)).clip(0.45, 1.5)),
         occluded=bool(stream.random() < occluder_share),
         scenery=np.random.default_rng(stream.integers(2**63)),
     )

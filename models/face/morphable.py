@@ -16,7 +16,8 @@ class MorphableModel(nn.Module):
     """Linear face model in millimetres with modes scaled so that a coefficient of 1 is one standard deviation.
 
     Convention: +x the subject's left, +y up, +z out of the face; triangles are counter-clockwise from outside.
-    Albedo is linear RGB reflectance in [0, 1]. Expression modes of ARKit-named models are displacements at full
+    Albedo is RGB in [0, 1], display-referred as in the Basel models: albedo times light is the photo's pixel, without a
+    gamma, because that is the space in which photos are compared. Expression modes of ARKit-named models are displacements at full
     activation.
     Raises: ValueError naming the array, its shape and the expected one, if the arrays do not fit together.
     """
@@ -125,7 +126,7 @@ class MorphableModel(nn.Module):
         return self.mean + offsets.unflatten(1, (-1, 3))
 
     def albedo(self, coefficients: Float[Tensor, "B T"]) -> Float[Tensor, "B V 3"]:
-        """Linear RGB reflectance per vertex, clamped to [0, 1]."""
+        """Display-referred RGB per vertex, clamped to [0, 1]."""
         offsets = (coefficients @ self.albedo_basis.flatten(1)).unflatten(1, (-1, 3))
         return (self.albedo_mean + offsets).clamp(0.0, 1.0)
 
@@ -134,7 +135,12 @@ class MorphableModel(nn.Module):
         return vertices[:, self.landmark_vertices]
 
     def part(self, name: str) -> Tensor:
-        """Mask (V,) of the vertices of one of `PART_NAMES`."""
+        """Mask (V,) of the vertices of one of `PART_NAMES`.
+
+        Raises: ValueError if there is no such part.
+        """
+        if name not in PART_NAMES:
+            raise ValueError(f"part {name!r} is unknown, expected one of {', '.join(PART_NAMES)}")
         return self.parts == PART_NAMES.index(name)
 
     def content_hash(self) -> str:
