@@ -17,8 +17,8 @@ class MorphableModel(nn.Module):
 
     Convention: +x the subject's left, +y up, +z out of the face; triangles are counter-clockwise from outside.
     Albedo is RGB in [0, 1], display-referred as in the Basel models: albedo times light is the photo's pixel, without a
-    gamma, because that is the space in which photos are compared. Expression modes of ARKit-named models are displacements at full
-    activation.
+    gamma, because that is the space in which photos are compared. Expression modes of ARKit-named models are
+    displacements at full activation.
     Raises: ValueError naming the array, its shape and the expected one, if the arrays do not fit together.
     """
 
