@@ -19,7 +19,7 @@ from models.types import PART_NAMES
 SKIN = np.array([0.42, 0.262, 0.188])
 LIPS = np.array([0.325, 0.132, 0.112])
 BROWS = np.array([0.060, 0.036, 0.024])
-SCLERA = np.array([0.62, 0.575, 0.54])
+SCLERA = np.array([0.52, 0.485, 0.46])
 IRIS = np.array([0.095, 0.064, 0.042])
 PUPIL = np.array([0.008, 0.008, 0.008])
 TEETH = np.array([0.66, 0.60, 0.50])
@@ -56,9 +56,9 @@ def _brow_weight(mesh: FaceMesh) -> Values:
     knots = np.linspace(0.0, 1.0, len(BROW_LINE))
     line = np.stack([np.interp(t, knots, BROW_LINE[:, 0]), np.interp(t, knots, BROW_LINE[:, 1])], 1)
     distance, nearest = cKDTree(line).query(front)
-    half_width = np.interp(t, [0.0, 0.15, 0.45, 0.75, 1.0], [2.1, 3.0, 3.1, 2.5, 1.4])[nearest]
-    strength = np.interp(t, [0.0, 0.12, 0.6, 1.0], [0.55, 0.85, 0.9, 0.55])[nearest]
-    return strength * (1.0 - smooth_step(distance / half_width, 0.2, 1.35)) * _on(mesh, "skin")
+    half_width = np.interp(t, [0.0, 0.15, 0.45, 0.75, 1.0], [2.7, 3.5, 3.4, 2.8, 1.6])[nearest]
+    strength = np.interp(t, [0.0, 0.12, 0.6, 1.0], [0.6, 0.9, 0.95, 0.7])[nearest]
+    return strength * (1.0 - smooth_step(distance / half_width, 0.3, 1.35)) * _on(mesh, "skin")
 
 
 def _lip_weight(mesh: FaceMesh) -> Values:
@@ -73,7 +73,7 @@ def _on(mesh: FaceMesh, *layers: str) -> Values:
     return np.isin(mesh.layer, [LAYERS.index(layer) for layer in layers]).astype(float)
 
 
-def part_labels(mesh: FaceMesh) -> Int[np.ndarray, "V"]:
+def part_labels(mesh: FaceMesh) -> Int[np.ndarray, "_"]:
     """Index into `PART_NAMES` of every vertex; the rims of the lids count as skin."""
     parts = np.full(len(mesh.points), PART_NAMES.index("skin"))
     parts[_lip_weight(mesh) > 0.5] = PART_NAMES.index("lips")
@@ -115,7 +115,9 @@ def mean_albedo(mesh: FaceMesh) -> Colours:
     colour = _mix(colour, _lash_weight(mesh), BROWS)
     pupil, iris = _eye_regions(mesh)
     eye = _on(mesh, "eye")
+    # The lids shade the white beside the iris.
     colour = _mix(colour, eye, SCLERA)
+    colour *= 1.0 - (0.22 * eye * smooth_step(mesh.ring.astype(float), 5.5, 9.0))[:, None]
     edge = np.interp(mesh.ring, [2, 3, 4, 5], [0.55, 1.15, 1.0, 0.45])
     colour = colour + iris[:, None] * (IRIS * edge[:, None] - colour)
     colour = _mix(colour, pupil, PUPIL)
@@ -136,7 +138,8 @@ def _lash_weight(mesh: FaceMesh) -> Values:
     weight = np.zeros(len(mesh.points))
     lid = mesh.rows["lid"]
     count = (len(lid) - 2) // 2
-    strength = np.concatenate([[0.0], np.linspace(0.45, 0.9, count), [0.6], np.linspace(0.3, 0.05, count)])
+    upper = 0.9 * np.sin(np.pi * np.linspace(0.08, 0.88, count)) ** 0.7
+    strength = np.concatenate([[0.0], upper, [0.2], np.linspace(0.3, 0.0, count)])
     weight[lid] = strength
     for index in (lid, mesh.mirror[lid]):
         weight[index] = strength
@@ -154,19 +157,19 @@ def albedo_modes(mesh: FaceMesh) -> Float[np.ndarray, "T V 3"]:
     lashes = _lash_weight(mesh)
     bare = skin * (1.0 - lips) * (1.0 - np.maximum(brows, lashes))
     _, iris = _eye_regions(mesh)
-    cover = bare + 0.62 * lips
-    melanin = cover[:, None] * np.array([-0.130, -0.094, -0.071]) * (mean / SKIN)
+    melanin = bare[:, None] * np.array([-0.130, -0.094, -0.071]) * (mean / SKIN)
+    melanin -= lips[:, None] * np.array([0.066, 0.036, 0.030])
     melanin -= (brows + 0.5 * lashes)[:, None] * np.array([0.022, 0.015, 0.011])
-    melanin -= iris[:, None] * np.array([0.022, 0.018, 0.012])
+    melanin -= iris[:, None] * np.array([0.012, 0.010, 0.007])
     redness = (bare * (0.7 + 0.5 * bump(front, 40.0, 0.0, 20.0, 18.0)))[:, None] * np.array([0.008, -0.012, -0.010])
     modes = [
         melanin,
         redness,
         lips[:, None] * np.array([0.022, -0.016, -0.012]),
         brows[:, None] * np.array([0.040, 0.026, 0.014]),
-        iris[:, None] * np.array([0.028, 0.026, 0.013]),
+        iris[:, None] * np.array([0.023, 0.019, 0.011]),
         iris[:, None] * np.array([-0.013, 0.007, 0.027]),
-        (bare * bump(front, 42.0, -4.0, 16.0, 15.0))[:, None] * np.array([0.005, -0.010, -0.008]),
+        (bare * bump(front, 42.0, -4.0, 16.0, 15.0))[:, None] * np.array([0.004, -0.008, -0.006]),
         (bare * bump(front, 0.0, 78.0, 40.0, 22.0))[:, None] * np.array([0.030, 0.020, 0.015]),
         (bare * bump(front, 31.0, 26.0, 17.0, 9.0))[:, None] * np.array([-0.020, -0.014, -0.008]),
         (bare * _beard(front))[:, None] * np.array([-0.020, -0.012, -0.007]),

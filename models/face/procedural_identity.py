@@ -10,7 +10,7 @@ differs in the explicit proportions and in mirror-symmetric and antisymmetric ke
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.spatial.distance import cdist
 
 from models.face.procedural_parts import LAYERS, FaceMesh
@@ -138,7 +138,7 @@ def _process(mesh: FaceMesh) -> Fields:
     return _with_eyes(mesh, stacked[:, :-2], stacked[:, -2:])
 
 
-def _farthest(points: Points, count: int) -> Float[np.ndarray, "M"]:
+def _farthest(points: Points, count: int) -> Int[np.ndarray, "M"]:
     chosen = [int(points[:, 2].argmax())]
     distance = np.full(len(points), np.inf)
     for _ in range(count - 1):

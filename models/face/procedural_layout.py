@@ -58,9 +58,9 @@ class HalfLayout:
     """Triangulated surface parameters of the left half, midline included."""
 
     parameters: Plane
-    triangles: Int[np.ndarray, "F 3"]
+    triangles: Int[np.ndarray, "_ 3"]
     """Counter-clockwise seen from outside; the eye opening is left out, the line between the lips is an edge row."""
-    rows: dict[str, Int[np.ndarray, "R"]]
+    rows: dict[str, Int[np.ndarray, "_"]]
     """Indices of the points of every named row, in the order in which the row runs."""
 
 
@@ -87,7 +87,7 @@ def _cross(first: Plane, second: Plane) -> Values:
     return first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]
 
 
-def _inside(points: Plane, outline: Plane) -> Bool[np.ndarray, "N"]:
+def _inside(points: Plane, outline: Plane) -> Bool[np.ndarray, "_"]:
     """Whether points lie inside a closed polygon, by counting the edges to their right."""
     start, end = outline, np.roll(outline, -1, axis=0)
     x, y = points[:, :1], points[:, 1:]
@@ -104,7 +104,7 @@ def _even(polyline: Plane, count: int) -> Plane:
     return np.stack([np.interp(at, length, polyline[:, 0]), np.interp(at, length, polyline[:, 1])], 1)
 
 
-def _rows() -> tuple[dict[str, Int[np.ndarray, "R"]], Plane]:
+def _rows() -> tuple[dict[str, Int[np.ndarray, "_"]], Plane]:
     margin = eye_margin(LID_POINTS)
     centre = np.array([30.6, 31.2])
     outwards = (margin - centre) / np.array([15.0, 5.6])

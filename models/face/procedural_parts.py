@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Num
 
 from models.face.procedural_layout import HalfLayout, half_layout
 from models.face.procedural_shape import (
@@ -25,6 +25,8 @@ from models.face.procedural_shape import (
     smooth_step,
 )
 
+Numbers = Num[np.ndarray, "_"]
+
 LAYERS = ("skin", "rim", "eye", "pouch", "upper_teeth", "lower_teeth", "tongue")
 EYE_RING_ANGLES = np.radians([8.0, 9.5, 18.0, 26.5, 29.2, 31.5, 42.0, 55.0, 74.0, 104.0])
 EYE_SEGMENTS = 24
@@ -39,22 +41,22 @@ class FaceMesh:
     """The mean face with what expressions and colours need to know about every vertex."""
 
     points: Points
-    triangles: Int[np.ndarray, "F 3"]
+    triangles: Int[np.ndarray, "_ 3"]
     uv: Plane
-    layer: Int[np.ndarray, "V"]
+    layer: Int[np.ndarray, "_"]
     """Index into `LAYERS`."""
     front: Plane
     """(x, y) of the head form under a skin vertex, in which features are described; elsewhere (x, y) of the vertex."""
-    side: Int[np.ndarray, "V"]
+    side: Int[np.ndarray, "_"]
     """+1 above the line between the lips, -1 below; decides for vertices that lie on it twice."""
-    ring: Int[np.ndarray, "V"]
+    ring: Int[np.ndarray, "_"]
     """Ring of an eyeball or of the pouch, column row of the teeth; 0 elsewhere."""
-    anchor: Int[np.ndarray, "V"]
+    anchor: Int[np.ndarray, "_"]
     """Skin vertex that a vertex inside moves with; itself for skin."""
     follows: Values
     """Share of the anchor's motion that it takes."""
-    mirror: Int[np.ndarray, "V"]
-    rows: dict[str, Int[np.ndarray, "R"]]
+    mirror: Int[np.ndarray, "_"]
+    rows: dict[str, Int[np.ndarray, "_"]]
     """Vertices of the left half's named rows; `slit_lower` is the lower copy of `slit`."""
 
 
@@ -62,7 +64,7 @@ class FaceMesh:
 class _Half:
     points: list[Points] = field(default_factory=list)
     uv: list[Plane] = field(default_factory=list)
-    triangles: list[Int[np.ndarray, "F 3"]] = field(default_factory=list)
+    triangles: list[Int[np.ndarray, "_ 3"]] = field(default_factory=list)
     columns: dict[str, list[Values]] = field(
         default_factory=lambda: {name: [] for name in ("layer", "side", "ring", "anchor", "follows")}
     )
@@ -74,11 +76,11 @@ class _Half:
         uv: Plane,
         *,
         layer: str,
-        side: int | Values = 1,
-        ring: int | Values = 0,
-        anchor: Values | None = None,
-        follows: float | Values = 0.0,
-    ) -> Int[np.ndarray, "N"]:
+        side: int | Numbers = 1,
+        ring: int | Numbers = 0,
+        anchor: Numbers | None = None,
+        follows: float | Numbers = 0.0,
+    ) -> Int[np.ndarray, "_"]:
         """Append vertices and return their indices; without an anchor a vertex moves by itself."""
         index = np.arange(self.count, self.count + len(points))
         self.count += len(points)
@@ -127,7 +129,7 @@ def eye_directions() -> Points:
     return np.concatenate(rings)
 
 
-def _add_skin(half: _Half, layout: HalfLayout) -> dict[str, Int[np.ndarray, "R"]]:
+def _add_skin(half: _Half, layout: HalfLayout) -> dict[str, Int[np.ndarray, "_"]]:
     parameters = layout.parameters
     points = face_surface(parameters)
     points[parameters[:, 0] == 0.0, 0] = 0.0
@@ -153,7 +155,7 @@ def _add_skin(half: _Half, layout: HalfLayout) -> dict[str, Int[np.ndarray, "R"]
     return rows
 
 
-def _strip(first: Int[np.ndarray, "N"], second: Int[np.ndarray, "N"], *, closed: bool) -> Int[np.ndarray, "F 3"]:
+def _strip(first: Int[np.ndarray, "_"], second: Int[np.ndarray, "_"], *, closed: bool) -> Int[np.ndarray, "_ 3"]:
     """Triangles between a border that the skin runs along and the next row inwards."""
     following = np.roll(first, -1), np.roll(second, -1)
     triangles = np.stack(
@@ -162,7 +164,7 @@ def _strip(first: Int[np.ndarray, "N"], second: Int[np.ndarray, "N"], *, closed:
     return triangles[: len(first) if closed else -1].reshape(-1, 3)
 
 
-def _add_eye(half: _Half, lid: Int[np.ndarray, "R"]) -> None:
+def _add_eye(half: _Half, lid: Int[np.ndarray, "_"]) -> None:
     margin = half.points[0][lid]
     directions = eye_directions()
     ball = eye_surface(directions)
@@ -191,7 +193,7 @@ def _add_eye(half: _Half, lid: Int[np.ndarray, "R"]) -> None:
         half.triangles.append(_strip(inner, outer, closed=True))
 
 
-def _add_mouth(half: _Half, slit: Int[np.ndarray, "R"], slit_lower: Int[np.ndarray, "R"]) -> None:
+def _add_mouth(half: _Half, slit: Int[np.ndarray, "_"], slit_lower: Int[np.ndarray, "_"]) -> None:
     all_points = np.concatenate(half.points)
     border = np.concatenate([slit, slit_lower[-2::-1]])
     side = np.where(np.arange(len(border)) < len(slit), 1.0, -1.0)
@@ -269,11 +271,11 @@ def _add_tongue(half: _Half) -> None:
         half.triangles.append(_strip(lower, upper, closed=False)[:, ::-1])
 
 
-def _mirrored(half: _Half, rows: dict[str, Int[np.ndarray, "R"]], layout: HalfLayout) -> FaceMesh:
+def _mirrored(half: _Half, rows: dict[str, Int[np.ndarray, "_"]], layout: HalfLayout) -> FaceMesh:
     points, uv = np.concatenate(half.points), np.concatenate(half.uv)
     triangles = np.concatenate(half.triangles)
     columns = {name: np.concatenate(values) for name, values in half.columns.items()}
-    middle: Bool[np.ndarray, "N"] = points[:, 0] == 0.0
+    middle: Bool[np.ndarray, "_"] = points[:, 0] == 0.0
     count = len(points)
     partner = np.arange(count)
     partner[~middle] = count + np.arange(int((~middle).sum()))

@@ -18,9 +18,9 @@ from jaxtyping import Float
 from scipy.interpolate import CubicSpline, PchipInterpolator, RectBivariateSpline
 from scipy.spatial import cKDTree
 
-Points = Float[np.ndarray, "N 3"]
-Plane = Float[np.ndarray, "N 2"]
-Values = Float[np.ndarray, "N"]
+Points = Float[np.ndarray, "_ 3"]
+Plane = Float[np.ndarray, "_ 2"]
+Values = Float[np.ndarray, "_"]
 
 ACROSS_MM = 105.0
 
@@ -38,9 +38,9 @@ NOSTRIL_CENTRE = np.array([6.9, -10.2])
 # Midline (y, z), edge in front of the ear (x, y, z), exponents of the cross-section between them and of its climb.
 SECTIONS = np.array(
     [
-        [111.0, 7.0, 50.0, 93.0, -28.0, 2.1, 1.2],
-        [102.0, 19.0, 58.5, 84.0, -38.5, 2.15, 1.3],
-        [88.0, 30.0, 65.0, 72.0, -45.0, 2.2, 1.35],
+        [111.0, 7.0, 47.0, 87.0, -26.0, 2.1, 0.85],
+        [102.0, 19.0, 57.0, 80.5, -38.0, 2.15, 1.0],
+        [88.0, 30.0, 65.0, 71.5, -45.5, 2.2, 1.2],
         [72.0, 36.2, 69.5, 60.0, -49.5, 2.25, 1.5],
         [56.0, 39.0, 71.2, 48.5, -51.0, 2.3, 1.5],
         [40.0, 37.2, 71.5, 36.5, -51.5, 2.35, 1.5],
@@ -112,7 +112,7 @@ def eye_margin(count: int) -> Plane:
     """
     t = np.linspace(0.0, 1.0, count + 2)[1:-1, None]
     chord = INNER_CANTHUS + (OUTER_CANTHUS - INNER_CANTHUS) * t
-    upper = 5.7 * (1.0 - np.abs(2.0 * t**0.86 - 1.0) ** 2.1) ** 0.95
+    upper = 5.4 * (1.0 - np.abs(2.0 * t**0.86 - 1.0) ** 2.1) ** 0.95
     lower = 4.8 * (1.0 - np.abs(2.0 * t**1.12 - 1.0) ** 2.1) ** 0.95
     upper_row = chord + np.concatenate([np.zeros_like(t), upper], 1)
     lower_row = chord - np.concatenate([np.zeros_like(t), lower], 1)
