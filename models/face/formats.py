@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -78,27 +79,32 @@ def _npz(path: Path | None, identity_modes: int) -> MorphableModel:
             f"{path}: no such face model; set face_model.path to an .npz file, or face_model.kind to procedural"
         )
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here, because numpy leaves a file that is no archive open.
+        with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
             data = {key: file[key] for key in file.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+    # A plain array has no members, hence the TypeError.
+    except (zipfile.BadZipFile, zlib.error, ValueError, TypeError, OSError, EOFError) as error:
         raise ValueError(f"{path}: not an .npz file without pickles ({error}); convert the model again") from None
-    if "arkit52_to_expression" in data:
-        return _from_ict(data, path, identity_modes)
-    _require(data, OWN_KEYS, path)
+    keys, convert = (ICT_KEYS, _from_ict) if "arkit52_to_expression" in data else (OWN_KEYS, _from_own)
+    _require(data, keys, path)
+    try:
+        return convert(data, identity_modes)
+    except (ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"{path}: {error}; convert the model again") from None
+
+
+def _from_own(data: dict[str, np.ndarray], identity_modes: int) -> MorphableModel:
     data["identity_basis"] = data["identity_basis"][:identity_modes]
     texts = ("name", "licence", "expression_names")
     arrays: dict[str, Any] = {
         key: torch.from_numpy(np.ascontiguousarray(data[key])) for key in OWN_KEYS if key not in texts
     }
-    try:
-        return MorphableModel(
-            name=str(data["name"]),
-            licence=str(data["licence"]),
-            expression_names=[str(name) for name in data["expression_names"]],
-            **arrays,
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return MorphableModel(
+        name=str(data["name"]),
+        licence=str(data["licence"]),
+        expression_names=[str(name) for name in data["expression_names"]],
+        **arrays,
+    )
 
 
 def _require(data: dict[str, np.ndarray], keys: tuple[str, ...], path: Path) -> None:
@@ -107,9 +113,8 @@ def _require(data: dict[str, np.ndarray], keys: tuple[str, ...], path: Path) -> 
         raise ValueError(f"{path}: keys {', '.join(missing)} are missing, found {', '.join(sorted(data))}")
 
 
-def _from_ict(data: dict[str, np.ndarray], path: Path, identity_modes: int) -> MorphableModel:
+def _from_ict(data: dict[str, np.ndarray], identity_modes: int) -> MorphableModel:
     """ICT-FaceKit: centimetres to millimetres, its narrow face region, the 52 ARKit names; albedo borrowed."""
-    _require(data, ICT_KEYS, path)
     count = int(data["n_narrow_face_vertices"])
     triangles = data["triangles"].astype(np.int64)
     triangles = triangles[(triangles < count).all(1)]
@@ -117,23 +122,20 @@ def _from_ict(data: dict[str, np.ndarray], path: Path, identity_modes: int) -> M
     expressions = np.einsum("ae,evc->avc", data["arkit52_to_expression"], data["expression_basis"][:, :count])
     landmarks = data["landmarks68"].astype(np.int64)
     albedo_mean, albedo_basis, parts = _borrow_appearance(mean, landmarks)
-    try:
-        return MorphableModel(
-            name="ict",
-            licence=str(data["license"]).splitlines()[0],
-            mean=torch.from_numpy(mean),
-            identity_basis=torch.from_numpy(data["identity_basis"][:identity_modes, :count] * CENTIMETRE),
-            expression_basis=torch.from_numpy(expressions * CENTIMETRE),
-            expression_names=[str(name) for name in data["arkit52_names"]],
-            albedo_mean=torch.from_numpy(albedo_mean),
-            albedo_basis=torch.from_numpy(albedo_basis),
-            triangles=torch.from_numpy(triangles),
-            landmark_vertices=torch.from_numpy(landmarks),
-            uv=torch.from_numpy(data["uv_per_vertex"][:count]),
-            parts=torch.from_numpy(parts),
-        )
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+    return MorphableModel(
+        name="ict",
+        licence=str(data["license"]).splitlines()[0],
+        mean=torch.from_numpy(mean),
+        identity_basis=torch.from_numpy(data["identity_basis"][:identity_modes, :count] * CENTIMETRE),
+        expression_basis=torch.from_numpy(expressions * CENTIMETRE),
+        expression_names=[str(name) for name in data["arkit52_names"]],
+        albedo_mean=torch.from_numpy(albedo_mean),
+        albedo_basis=torch.from_numpy(albedo_basis),
+        triangles=torch.from_numpy(triangles),
+        landmark_vertices=torch.from_numpy(landmarks),
+        uv=torch.from_numpy(data["uv_per_vertex"][:count]),
+        parts=torch.from_numpy(parts),
+    )
 
 
 def _borrow_appearance(mean: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
