@@ -30,8 +30,8 @@ def similarity(
     """Masked SSIM between a photo and its rendering, over the pixels of the mask (rendered and inside the photo).
 
     Convention: RGB in [0, 1] (the rendering is clamped to it); Gaussian window of 11 pixels, sigma 1.5. Means and
-    variances are taken over the masked pixels of a window alone, so that neither background nor padding leaks in at the border.
-    With a full mask this is the usual SSIM. 1 is equality.
+    variances are taken over the masked pixels of a window alone, so that neither background nor padding leaks in at the
+    border. With a full mask this is the usual SSIM. 1 is equality.
     Degenerate: a face without a masked pixel returns 0.
     Source: Wang et al. 2004, equation 13. It stands for the composite similarity of SSIM, ArcFace and LPIPS: the two
     perceptual networks would have to be downloaded, so only the SSIM part is kept.

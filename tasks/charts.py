@@ -1,0 +1,152 @@
+"""Charts of the report, drawn without a display and without matplotlib's global state."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+COLOURS = {
+    "mean_face": "#9aa0a6",
+    "geometry": "#c9972b",
+    "self_supervised": "#6aa5d8",
+    "supervised": "#5aa469",
+    "fused": "#8a63b8",
+    "refusion": "#c8453b",
+}
+DPI = 110
+CURVE_TERMS = 6
+"""Curves in one chart at most: the losses that a stage logs beyond these are in MLflow."""
+
+
+def error_distribution(scans: Mapping[str, np.ndarray], titles: Mapping[str, str]) -> bytes | None:
+    """Share of scan points below each error, one line per block; None without any scan."""
+    known = {block: np.sort(errors) for block, errors in scans.items() if len(errors)}
+    if not known:
+        return None
+    limit = max(float(np.quantile(errors, 0.97)) for errors in known.values())
+    axis = np.linspace(0.0, limit, 200)
+    figure = Figure(figsize=(6.4, 3.8))
+    plot = figure.subplots()
+    for block, errors in known.items():
+        share = np.searchsorted(errors, axis, side="right") / len(errors)
+        plot.plot(axis, 100 * share, color=COLOURS.get(block), label=titles[block], linewidth=_width(block))
+    plot.set(xlabel="distance to the reconstructed surface (mm)", ylabel="scan points (%)", xlim=(0, limit), ylim=(0, 100))
+    plot.legend(loc="lower right", frameon=False, fontsize=8)
+    return _png(figure)
+
+
+def by_yaw(metrics: Mapping[str, Any], measures: Mapping[str, tuple[str, float]], titles: Mapping[str, str]) -> bytes | None:
+    """Bars per yaw bin for several measures, given as name: (axis label, factor); None where nothing was measured."""
+    bins = list(next(iter(metrics.values()))["by_yaw"])
+    drawn = [name for name in measures if any(block["by_yaw"][bin_][name] is not None for block in metrics.values() for bin_ in bins)]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(3.4 * len(drawn), 3.4))
+    width = 0.8 / len(metrics)
+    for plot, name in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+        text, factor = measures[name]
+        for place, (block, values) in enumerate(metrics.items()):
+            heights = [values["by_yaw"][bin_][name] for bin_ in bins]
+            heights = [np.nan if height is None else factor * height for height in heights]
+            centres = np.arange(len(bins)) + (place - (len(metrics) - 1) / 2) * width
+            plot.bar(centres, heights, width * 0.92, color=COLOURS.get(block), label=titles[block])
+        plot.set_title(text, fontsize=9)
+        plot.set_xticks(range(len(bins)), [f"{bin_}°" for bin_ in bins])
+    figure.legend(*plot.get_legend_handles_labels(), loc="lower center", ncols=len(metrics), frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
+    return _png(figure, tight=False)
+
+
+def training_curves(path: Path) -> bytes | None:
+    """Loss terms of a stage's `curve.csv` over the steps, training left and validation right; None if there are none."""
+    curves = read_curve(path)
+    splits = [split for split in ("train", "validation") if curves.get(split)]
+    splits += [split for split in curves if split not in splits and curves[split]]
+    splits = splits[:2]
+    if not splits:
+        return None
+    figure = Figure(figsize=(4.2 * len(splits), 2.9))
+    for plot, split in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits, strict=True):
+        chosen = _telling(curves[split])
+        for name, (steps, values) in chosen.items():
+            marker = "o" if len(steps) < 25 else None
+            plot.plot(steps, values, label=name, linewidth=1.2, marker=marker, markersize=2.5)
+        everything = np.concatenate([values for _, values in chosen.values()])
+        if len(everything) and everything.min() > 0 and everything.max() > 20 * everything.min():
+            plot.set_yscale("log")
+        plot.set_title(split, fontsize=9)
+        plot.set_xlabel("step", fontsize=8)
+        plot.legend(frameon=False, fontsize=6.5)
+    return _png(figure)
+
+
+def read_curve(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
+    """Steps and values by split and name from a table step, split, name, value.
+
+    Raises: ValueError naming the file if a column is missing or a cell is no number.
+    """
+    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    if not path.exists():
+        return {}
+    with path.open(newline="", encoding="utf-8") as file:
+        try:
+            for row in csv.DictReader(file):
+                names = curves.setdefault(row["split"], {})
+                names.setdefault(row["name"], []).append((float(row["step"]), float(row["value"])))
+        except (KeyError, ValueError) as error:
+            raise ValueError(f"{path}: {error} in the curve, expected step, split, name, value; train again") from error
+    return {
+        split: {name: (np.array(rows)[:, 0], np.array(rows)[:, 1]) for name, rows in names.items()}
+        for split, names in curves.items()
+    }
+
+
+def _telling(names: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """The curves that move most, in their own order: priors that hardly change would only crowd the chart."""
+
+    def movement(name: str) -> float:
+        values = names[name][1]
+        finite = values[np.isfinite(values)]
+        return float(np.ptp(finite) / (np.abs(finite).mean() + 1e-9)) if len(finite) > 1 else 0.0
+
+    total = [name for name in names if name in ("loss", "score", "objective")]
+    others = sorted((name for name in names if name not in total), key=movement, reverse=True)
+    kept = {*total, *others[: max(0, CURVE_TERMS - len(total))]}
+    return {name: names[name] for name in names if name in kept}
+
+
+def colour_bar(colours: Sequence[Sequence[float]], *, limit_mm: float) -> bytes:
+    """The scale of error maps."""
+    figure = Figure(figsize=(3.2, 0.62))
+    plot = figure.add_axes((0.04, 0.62, 0.92, 0.3))
+    plot.imshow(np.array(colours)[None], aspect="auto", extent=(0, limit_mm, 0, 1))
+    plot.set_yticks([])
+    plot.tick_params(labelsize=7)
+    plot.set_xlabel("error (mm)", fontsize=7, labelpad=1)
+    return _png(figure, tight=False)
+
+
+def _width(block: str) -> float:
+    return 2.2 if block in ("refusion", "mean_face") else 1.2
+
+
+def _png(figure: Figure, *, tight: bool = True) -> bytes:
+    for plot in figure.axes:
+        if plot.get_yticks().size:
+            plot.spines[["top", "right"]].set_visible(False)
+            plot.grid(axis="y", alpha=0.25, linewidth=0.6)
+            plot.set_axisbelow(True)
+            plot.tick_params(labelsize=8)
+    if tight:
+        figure.tight_layout()
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()

@@ -1,0 +1,204 @@
+"""Stage evaluate: every stage's model on the frozen test split, beside the mean face, in numbers, pictures and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from models.face.camera import project, to_camera_space
+from models.face.morphable import MorphableModel
+from models.face.lighting import ambient_light
+from models.reconstruction.fit import fit_pose
+from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
+from models.rendering.relight import render_under_fitted_light
+from models.training.data import CropSet
+from models.types import Batch, FaceCoefficients, Rendering
+from tasks.artifacts import Workspace, load_checkpoint, replace_folder, write_json, write_table
+from tasks.dataset import load_crops
+from tasks.face_model import load_face_model
+from tasks.measure import (
+    MEASURES,
+    Measured,
+    Predict,
+    measure_stage,
+    prepare_truth,
+    summarize,
+    true_yaw_deg,
+    yaw_bins,
+)
+from tasks.params import Params
+from tasks.report import write_report
+from tasks.tracking import finite, track
+
+BLOCKS = {
+    "mean_face": None,
+    "geometry": "train_geometry",
+    "self_supervised": "train_self_supervised",
+    "supervised": "train_supervised",
+    "fused": "train_fused",
+    "refusion": "refusion",
+}
+"""Blocks of `metrics.json` and the stage whose checkpoint each one measures."""
+
+SAMPLE_MEASURES = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("block", pa.string()),  # one of BLOCKS
+        ("source", pa.string()),
+        ("person", pa.int64()),  # a number within the test split
+        ("yaw_deg", pa.float32()),
+        *[(name, pa.float32()) for name in MEASURES],  # null where the truth is unknown
+    ]
+)
+"""`evaluate/samples.parquet`: one row per photo and block."""
+
+
+def evaluate(params: Params, workspace: Workspace) -> None:
+    """Measure all stages on the test split; writes metrics.json, samples.parquet, pictures/ and report.html."""
+    torch.manual_seed(params.project.seed)
+    model = load_face_model(params, workspace)
+    crops = load_crops(workspace, params, split="test")
+    truth = prepare_truth(model, crops)
+    device = _device(params)
+    measured = {}
+    for block, stage in BLOCKS.items():
+        with _predictor(block, stage, model, workspace, device) as predict:
+            measured[block] = measure_stage(
+                predict, crops, model=model, truth=truth, batch_size=params.evaluate.batch_size, device=device
+            )
+    model.to("cpu")
+    metrics = block_metrics(measured, crops, params.evaluate.yaw_bins_deg)
+    with track(params, workspace, "evaluate") as run, replace_folder(workspace.folder("evaluate")) as folder:
+        write_json(folder / "metrics.json", metrics)
+        write_table(folder / "samples.parquet", sample_rows(measured, crops), SAMPLE_MEASURES)
+        write_report(
+            folder,
+            params=params,
+            workspace=workspace,
+            model=model,
+            crops=crops,
+            truth=truth,
+            metrics=metrics,
+            measured=measured,
+        )
+        run.metrics(finite(metrics))
+        run.artifact(folder / "report.html")
+
+
+def block_metrics(measured: dict[str, Measured], crops: CropSet, edges_deg: tuple[float, ...]) -> dict[str, Any]:
+    """One block per stage: numbers over all photos, and `by_yaw` the same per bin of |yaw|."""
+    persons = crops.person.numpy()
+    everyone = np.ones(len(crops), dtype=bool)
+    bins = yaw_bins(true_yaw_deg(crops), edges_deg)
+    return {
+        block: {
+            **summarize(found, persons, everyone),
+            "by_yaw": {name: summarize(found, persons, chosen) for name, chosen in bins.items()},
+        }
+        for block, found in measured.items()
+    }
+
+
+def sample_rows(measured: dict[str, Measured], crops: CropSet) -> dict[str, list[Any]]:
+    """Columns of `samples.parquet`."""
+    count = len(measured)
+    rows: dict[str, list[Any]] = {
+        "sample_id": list(crops.sample_ids) * count,
+        "block": [block for block in measured for _ in range(len(crops))],
+        "source": list(crops.source) * count,
+        "person": crops.person.tolist() * count,
+        "yaw_deg": true_yaw_deg(crops).tolist() * count,
+    }
+    for name in MEASURES:
+        values = np.concatenate([found.values[name] for found in measured.values()])
+        rows[name] = [float(value) if np.isfinite(value) else None for value in values]
+    return rows
+
+
+@contextmanager
+def _predictor(
+    block: str, stage: str | None, model: MorphableModel, workspace: Workspace, device: torch.device
+) -> Iterator[Predict]:
+    if stage is None:
+        model.to(device)
+        yield lambda batch: predict_mean_face(model, batch)
+        return
+    reconstructor = _load(workspace.folder(stage) / "checkpoint.pt", model).to(device)
+    if block == "geometry":
+        yield lambda batch: _predict_geometry(reconstructor, batch)
+    else:
+        reconstructor.encoder.to(memory_format=torch.channels_last)
+        yield lambda batch: _predict(reconstructor, batch)
+
+
+def _load(path: Path, model: MorphableModel) -> Reconstructor:
+    try:
+        return load_reconstructor(load_checkpoint(path), model)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def predict_mean_face(model: MorphableModel, batch: Batch) -> tuple[FaceCoefficients, Rendering, Tensor]:
+    """The baseline: the mean face with the pose that fits the detected landmarks, mean skin, and the light that fits best."""
+    count = len(batch.image)
+    points = model.landmarks(model.mean[None]).expand(count, -1, -1)
+    rotation, translation = fit_pose(points, batch.landmarks, confidence=batch.confidence, camera=batch.camera)
+    coefficients = FaceCoefficients(
+        identity=rotation.new_zeros(count, model.identity_size),
+        expression=rotation.new_zeros(count, model.expression_size),
+        albedo=rotation.new_zeros(count, model.albedo_size),
+        lighting=ambient_light(count, device=rotation.device),
+        rotation=rotation,
+        translation=translation,
+    )
+    return _under_fitted_light(model, coefficients, batch)
+
+
+def _predict_geometry(reconstructor: Reconstructor, batch: Batch) -> tuple[FaceCoefficients, Rendering, Tensor]:
+    coefficients = reconstructor.from_landmarks(batch.landmarks, batch.confidence)
+    return _under_fitted_light(reconstructor.model, coefficients, batch)
+
+
+def _predict(reconstructor: Reconstructor, batch: Batch) -> tuple[FaceCoefficients, Rendering, Tensor]:
+    image = batch.image.contiguous(memory_format=torch.channels_last)
+    coefficients = reconstructor(image, batch.landmarks, batch.confidence)
+    found = reconstructor.reconstruct(coefficients, batch.camera, shade=True)
+    assert found.rendering is not None
+    return coefficients, found.rendering, found.landmarks
+
+
+def _under_fitted_light(
+    model: MorphableModel, coefficients: FaceCoefficients, batch: Batch
+) -> tuple[FaceCoefficients, Rendering, Tensor]:
+    """For predictors that see no colour: what remains is compared under the best light there is."""
+    vertices = model.vertices(coefficients.identity, coefficients.expression)
+    seen = to_camera_space(vertices, rotation=coefficients.rotation, translation=coefficients.translation)
+    rendering, lighting = render_under_fitted_light(
+        seen,
+        model.triangles,
+        albedo=model.albedo(coefficients.albedo),
+        camera=batch.camera,
+        image=batch.image,
+        mask=batch.mask,
+    )
+    lit = FaceCoefficients(
+        identity=coefficients.identity,
+        expression=coefficients.expression,
+        albedo=coefficients.albedo,
+        lighting=lighting,
+        rotation=coefficients.rotation,
+        translation=coefficients.translation,
+    )
+    return lit, rendering, project(model.landmarks(seen), batch.camera)
+
+
+def _device(params: Params) -> torch.device:
+    wanted = params.project.device
+    return torch.device("cuda" if wanted == "cuda" or (wanted == "auto" and torch.cuda.is_available()) else "cpu")

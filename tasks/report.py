@@ -1,0 +1,350 @@
+"""The report of stage evaluate: one HTML file with everything in it, to be read without a network."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+from matplotlib import colormaps
+
+from models.face.alignment import rigid_alignment, transform
+from models.face.morphable import MorphableModel
+from models.face.surface import scan_distance
+from models.rendering.shade import vertex_normals
+from models.training.data import CropSet
+from tasks import charts, pictures
+from tasks.artifacts import Workspace, read_json, replace_file
+from tasks.images import read_images
+from tasks.measure import Measured, Truth
+from tasks.params import Params
+
+TITLES = {
+    "mean_face": "mean face",
+    "geometry": "landmarks alone",
+    "self_supervised": "stage 1: self-supervised",
+    "supervised": "stage 2: supervised",
+    "fused": "stage 3: fused",
+    "refusion": "re-fused",
+}
+FINAL = "refusion"
+"""The block whose numbers and faces stand in front."""
+
+BASELINE = "mean_face"
+
+COLUMNS: tuple[tuple[str, str, str, float, int, int], ...] = (
+    # key of metrics.json, heading, unit, factor, decimals, 1 where more is better and -1 where less is
+    ("scan_error_mm_median", "scan error, median", "mm", 1, 2, -1),
+    ("scan_error_mm_mean", "scan error, mean", "mm", 1, 2, -1),
+    ("scan_error_scaled_mm_median", "scan error, median, scale free", "mm", 1, 2, -1),
+    ("vertex_error_mm", "vertex error", "mm", 1, 2, -1),
+    ("normal_error_deg", "normal error", "°", 1, 2, -1),
+    ("depth_slope", "depth slope", "", 1, 2, 1),
+    ("depth_correlation", "depth correlation", "", 1, 2, 1),
+    ("landmark_nme", "landmark NME", "%", 100, 2, -1),
+    ("pose_error_deg", "pose error", "°", 1, 2, -1),
+    ("similarity", "similarity", "", 1, 3, 1),
+)
+HEADLINES = ("scan_error_mm_median", "vertex_error_mm", "landmark_nme", "pose_error_deg", "similarity", "depth_slope")
+YAW_COLUMNS = ("scan_error_mm_median", "vertex_error_mm", "landmark_nme", "pose_error_deg", "similarity")
+
+CURVES = {
+    "train_detector": "Landmark detector",
+    "train_geometry": "Geometry branch, from simulated landmarks",
+    "train_self_supervised": "Stage 1: self-supervised",
+    "train_supervised": "Stage 2: supervised",
+    "train_fused": "Stage 3: fused",
+    "refusion": "Re-fusion",
+}
+RANKING = ("scan_error_mm", "landmark_nme", "similarity")
+"""Faces are ranked by the first of these that is known."""
+
+PICTURE_PX = 200
+ERROR_LIMIT_MM = 4.0
+
+
+def write_report(
+    folder: Path,
+    *,
+    params: Params,
+    workspace: Workspace,
+    model: MorphableModel,
+    crops: CropSet,
+    truth: Truth,
+    metrics: Mapping[str, Any],
+    measured: Mapping[str, Measured],
+) -> None:
+    """Write report.html and pictures/*.png into the folder of the evaluation."""
+    images: dict[str, bytes] = {}
+    faces = _faces(params, workspace, model, crops, truth, measured[FINAL], images)
+    scans = {block: np.concatenate([np.zeros(0), *found.scan]) for block, found in measured.items()}
+    yaw_measures = {"scan_error_mm_median": ("scan error, median (mm)", 1.0), "landmark_nme": ("landmark NME (%)", 100.0),
+                    "pose_error_deg": ("pose error (°)", 1.0)}  # fmt: skip
+    drawn = {"error_distribution": charts.error_distribution(scans, TITLES), "by_yaw": charts.by_yaw(metrics, yaw_measures, TITLES)}
+    drawn |= {f"curve_{stage}": charts.training_curves(workspace.folder(stage) / "curve.csv") for stage in CURVES}
+    balance = workspace.folder("train_detector") / "balance.png"
+    drawn["pose_balance"] = balance.read_bytes() if balance.exists() else None
+    images |= {name: content for name, content in drawn.items() if content is not None}
+    content = render_report(
+        {
+            "model": model.name,
+            "licence": model.licence,
+            "headlines": headlines(metrics),
+            "stages": stage_table(metrics),
+            "yaw": yaw_table(metrics),
+            "data": data_table(workspace),
+            "curves": {f"curve_{stage}": title for stage, title in CURVES.items() if f"curve_{stage}" in images},
+            "rounds": read_rounds(workspace.folder("refusion") / "rounds.csv"),
+            "stopped": _optional(workspace.folder("refusion") / "metrics.json").get("stopped"),
+            "threshold": params.refusion.similarity_threshold,
+            "photos": len(crops),
+            "persons": len(set(crops.person.tolist())),
+            "meshes": len(truth.shape),
+            "faces": faces,
+            "error_limit_mm": ERROR_LIMIT_MM,
+            "images": {name: data_uri(content) for name, content in images.items()},
+        }
+    )
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for name, content_ in images.items():
+        if content_.startswith(b"\x89PNG"):
+            (folder / "pictures" / f"{name}.png").write_bytes(content_)
+    with replace_file(folder / "report.html") as temporary:
+        temporary.write_text(content, encoding="utf-8")
+
+
+def render_report(context: Mapping[str, Any]) -> str:
+    """Fill the template; every text is escaped, and a name that is missing is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("tasks", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html").render(context)
+
+
+def headlines(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The final model's main numbers beside the mean face's, with the improvement in per cent."""
+    rows = []
+    for key, title, unit, factor, decimals, better in COLUMNS:
+        if key not in HEADLINES:
+            continue
+        final, baseline = metrics[FINAL][key], metrics[BASELINE][key]
+        gain = None
+        if final is not None and baseline:
+            gain = round(100 * better * (final - baseline) / abs(baseline))
+        rows.append(
+            {
+                "title": title,
+                "value": number(final, factor, decimals),
+                "unit": unit if final is not None else "",
+                "baseline": number(baseline, factor, decimals),
+                "gain": gain,
+            }
+        )
+    return rows
+
+
+def stage_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Headings and one row per block; the best of a column is marked."""
+    headings = [{"title": title, "unit": unit} for _, title, unit, *_ in COLUMNS]
+    best = {}
+    for key, *_, better in COLUMNS:
+        known = [block[key] for block in metrics.values() if block[key] is not None]
+        best[key] = (max(known) if better > 0 else min(known)) if known else None
+    rows = []
+    for block, values in metrics.items():
+        cells = [
+            {"text": number(values[key], factor, decimals), "best": values[key] is not None and values[key] == best[key]}
+            for key, _, _, factor, decimals, _ in COLUMNS
+        ]
+        rows.append({"title": TITLES.get(block, block), "final": block == FINAL, "cells": cells})
+    return {"headings": headings, "rows": rows}
+
+
+def yaw_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Per bin of |yaw|: the final model's numbers, the mean face's in small print."""
+    columns = [column for column in COLUMNS if column[0] in YAW_COLUMNS]
+    rows = []
+    for name, values in metrics[FINAL]["by_yaw"].items():
+        base = metrics[BASELINE]["by_yaw"][name]
+        cells = [
+            {"text": number(values[key], factor, decimals), "base": number(base[key], factor, decimals)}
+            for key, _, _, factor, decimals, _ in columns
+        ]
+        rows.append({"title": f"{name}°", "photos": values["photos"], "cells": cells})
+    return {"headings": [{"title": title, "unit": unit} for _, title, unit, *_ in columns], "rows": rows}
+
+
+def data_table(workspace: Workspace) -> list[dict[str, Any]]:
+    """Per source: photos found, refused, kept after each check, by split; only of the stages that have run."""
+    ingested = _optional(workspace.folder("ingest") / "summary.json").get("sources", {})
+    validated = _optional(workspace.folder("validate_labels") / "summary.json").get("sources", {})
+    rows = []
+    for name, counts in ingested.items():
+        checked = validated.get(name, {})
+        splits = counts.get("photos_by_split", {})
+        quality = checked.get("mean_label_quality")
+        rows.append(
+            {
+                "source": name,
+                "found": counts.get("found", "–"),
+                "refused": counts.get("quarantined", "–"),
+                "persons": counts.get("persons", "–"),
+                "labelled": counts.get("labelled", "–"),
+                "clean": checked.get("clean", "–"),
+                "quality": number(quality, 1, 2),
+                "splits": " / ".join(str(splits.get(split, 0)) for split in ("train", "validation", "test")),
+            }
+        )
+    return rows
+
+
+def read_rounds(path: Path) -> list[dict[str, str]]:
+    """The rounds of the re-fusion loop, formatted; empty where there are none."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{key: _short(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
+
+
+def number(value: float | None, factor: float = 1.0, decimals: int = 2) -> str:
+    """A number for a table; an en dash where it is unknown."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return f"{factor * value:.{decimals}f}"
+
+
+def data_uri(content: bytes) -> str:
+    """An image as a URI that holds it."""
+    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def rank(measured: Measured) -> tuple[str, np.ndarray]:
+    """By which measure faces are ranked, and the places of those that have it, best first."""
+    for name in RANKING:
+        values = measured.values[name]
+        known = np.nonzero(np.isfinite(values))[0]
+        if len(known):
+            sign = -1 if name == "similarity" else 1
+            return name, known[np.argsort(sign * values[known], kind="stable")]
+    return RANKING[-1], np.zeros(0, dtype=np.int64)
+
+
+def _faces(
+    params: Params,
+    workspace: Workspace,
+    model: MorphableModel,
+    crops: CropSet,
+    truth: Truth,
+    measured: Measured,
+    images: dict[str, bytes],
+) -> list[dict[str, Any]]:
+    """Draw the best, the median and the worst faces and the overview; what the page says of each."""
+    measure, order = rank(measured)
+    if not len(order):
+        return []
+    each = max(1, params.evaluate.pictures // 3)
+    middle = max(0, (len(order) - each) // 2)
+    groups = {"best": order[:each], "median": order[middle : middle + each], "worst": order[::-1][:each]}
+    spread = order[np.linspace(0, len(order) - 1, min(len(order), params.evaluate.pictures)).round().astype(int)]
+    shown = [int(place) for group in groups.values() for place in group]
+    wanted = {crops.sample_ids[place] for place in [*shown, *spread.tolist()]}
+    photos = read_images(workspace, wanted)
+    chosen = torch.from_numpy(spread)
+    images["overview"] = pictures.png(
+        pictures.draw_overlays(
+            model,
+            pictures.select_faces(measured.coefficients, chosen),
+            [photos[crops.sample_ids[place]] for place in spread],
+            crops.affine[chosen],
+            crop_px=params.project.crop_size_px,
+            size_px=PICTURE_PX,
+        )
+    )
+    scale = colormaps[pictures.ERROR_COLOURS](np.linspace(0, 1, 128))[:, :3]
+    images["error_scale"] = charts.colour_bar(scale.tolist(), limit_mm=ERROR_LIMIT_MM)
+    faces = []
+    for group, places in groups.items():
+        for rank_, place in enumerate(places.tolist()):
+            name = f"face_{group}_{rank_ + 1}"
+            photo = photos[crops.sample_ids[place]]
+            images[name] = pictures.png(_face_row(params, model, crops, truth, measured, place, photo))
+            faces.append(
+                {
+                    "group": group,
+                    "image": name,
+                    "sample_id": crops.sample_ids[place],
+                    "source": crops.source[place],
+                    "measure": measure,
+                    "scan": number(float(measured.values["scan_error_mm"][place])),
+                    "nme": number(float(measured.values["landmark_nme"][place]), 100),
+                    "pose": number(float(measured.values["pose_error_deg"][place]), 1, 1),
+                    "similarity": number(float(measured.values["similarity"][place])),
+                    "mesh": bool(crops.mesh_index[place] >= 0),
+                }
+            )
+    return faces
+
+
+def _face_row(
+    params: Params,
+    model: MorphableModel,
+    crops: CropSet,
+    truth: Truth,
+    measured: Measured,
+    place: int,
+    photo: pictures.Pixels,
+) -> pictures.Pixels:
+    """Photo, overlay, predicted shape from two sides, and with a label mesh the true profile and the error map."""
+    face = pictures.select_faces(measured.coefficients, torch.tensor([place]))
+    row = [
+        *pictures.face_over_photo(
+            model, face, photo, crops.affine[place], crop_px=params.project.crop_size_px, size_px=PICTURE_PX
+        )
+    ]
+    mesh = int(crops.mesh_index[place])
+    expression = face.expression if mesh < 0 or not bool(truth.neutral[mesh]) else None
+    shape = model.vertices(face.identity, expression)
+    views = {"size_px": PICTURE_PX}
+    row.append(pictures.draw_mesh(shape[0], model.triangles, **views))
+    row.append(pictures.draw_mesh(shape[0], model.triangles, yaw_deg=-pictures.PROFILE_DEG, **views))
+    if mesh < 0:
+        return pictures.grid([row])
+    target = truth.shape[mesh : mesh + 1]
+    row.append(pictures.draw_mesh(target[0], model.triangles, yaw_deg=-pictures.PROFILE_DEG, **views))
+    colours = pictures.error_colours(_vertex_errors(shape, target, truth), limit_mm=ERROR_LIMIT_MM)
+    row.append(pictures.draw_mesh(target[0], model.triangles, colours=colours, **views))
+    return pictures.grid([row])
+
+
+def _vertex_errors(shape: torch.Tensor, target: torch.Tensor, truth: Truth) -> np.ndarray:
+    """(V,): distance of every outer vertex of the truth to the predicted surface; NaN elsewhere."""
+    rotation, translation, _ = rigid_alignment(target[:, truth.now_vertices], shape[:, truth.now_vertices])
+    moved = transform(target, rotation, translation)[0][truth.outer].double().numpy()
+    normals = vertex_normals(shape, truth.triangles)[0].double().numpy()
+    errors = np.full(len(truth.outer), np.nan)
+    errors[truth.outer.numpy()] = scan_distance(moved, shape[0].double().numpy(), normals, truth.topology)[0]
+    return errors
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    found = read_json(path) if path.exists() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _short(value: str | None) -> str:
+    try:
+        rounded = float(value or "")
+    except ValueError:
+        return value or "–"
+    return f"{rounded:.4g}" if "." in str(value) else str(value)

@@ -1,0 +1,79 @@
+"""Charts: they are drawn from what is there, and left out where nothing is."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tasks.charts import CURVE_TERMS, _telling, by_yaw, colour_bar, error_distribution, read_curve, training_curves
+
+TITLES = {"mean_face": "mean face", "refusion": "re-fused"}
+
+
+def size(content: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(content)) as image:
+        return image.size
+
+
+def write_curve(path: Path, rows: list[tuple[int, str, str, float]]) -> Path:
+    path.write_text("step,split,name,value\n" + "\n".join(",".join(map(str, row)) for row in rows) + "\n")
+    return path
+
+
+def test_a_curve_is_read_by_split_and_name(tmp_path: Path) -> None:
+    path = write_curve(
+        tmp_path / "curve.csv", [(0, "train", "loss", 2.0), (1, "train", "loss", 1.5), (1, "validation", "loss", 1.8)]
+    )
+    curves = read_curve(path)
+    assert set(curves) == {"train", "validation"}
+    steps, values = curves["train"]["loss"]
+    assert (steps.tolist(), values.tolist()) == ([0.0, 1.0], [2.0, 1.5])
+
+
+def test_a_broken_curve_names_the_file(tmp_path: Path) -> None:
+    path = write_curve(tmp_path / "curve.csv", [(0, "train", "loss", "many")])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match=r"curve.csv.*expected step, split, name, value"):
+        read_curve(path)
+
+
+def test_many_terms_are_cut_to_those_that_move(tmp_path: Path) -> None:
+    rows = [(step, "train", f"still{term}", 1.0) for term in range(9) for step in range(3)]
+    rows += [(step, "train", "loss", 3.0 - step) for step in range(3)]
+    rows += [(step, "train", "moving", 9.0 / (1 + step)) for step in range(3)]
+    kept = _telling(read_curve(write_curve(tmp_path / "curve.csv", rows))["train"])
+    assert len(kept) == CURVE_TERMS
+    assert {"loss", "moving"} <= set(kept)
+
+
+def test_training_curves_are_a_picture_or_nothing(tmp_path: Path) -> None:
+    path = write_curve(tmp_path / "curve.csv", [(step, "train", "loss", 100.0 / (1 + step)) for step in range(50)])
+    assert size(training_curves(path) or b"")[0] > 300
+    assert training_curves(tmp_path / "missing.csv") is None
+
+
+def test_the_distribution_needs_a_scan() -> None:
+    errors = np.random.default_rng(0).gamma(2.0, 0.5, 500)
+    assert size(error_distribution({"mean_face": errors, "refusion": errors[:0]}, TITLES) or b"")[0] > 500
+    assert error_distribution({"mean_face": errors[:0]}, TITLES) is None
+
+
+def test_yaw_bars_skip_what_nobody_measured() -> None:
+    measures = {"landmark_nme": ("NME", 100.0), "scan_error_mm_median": ("scan", 1.0)}
+    block = {"by_yaw": {"0-30": {"landmark_nme": 0.02, "scan_error_mm_median": None},
+                        "30-60": {"landmark_nme": None, "scan_error_mm_median": None}}}  # fmt: skip
+    one = by_yaw({"mean_face": block, "refusion": block}, measures, TITLES)
+    block = {"by_yaw": {"0-30": {"landmark_nme": 0.02, "scan_error_mm_median": 1.0}}}
+    two = by_yaw({"mean_face": block, "refusion": block}, measures, TITLES)
+    assert one is not None
+    assert two is not None
+    assert size(two)[0] == pytest.approx(2 * size(one)[0], abs=2)
+    nothing = {"by_yaw": {"0-30": {"landmark_nme": None, "scan_error_mm_median": None}}}
+    assert by_yaw({"refusion": nothing}, measures, TITLES) is None
+
+
+def test_charts_are_the_same_every_time() -> None:
+    assert colour_bar([[0, 0, 0], [1, 1, 1]], limit_mm=4) == colour_bar([[0, 0, 0], [1, 1, 1]], limit_mm=4)
