@@ -1,0 +1,168 @@
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+import torch
+
+from models.face.camera import crop_camera, project, to_camera_space
+from models.face.morphable import MorphableModel
+from models.losses.objective import TERMS, Step, objective
+from models.rendering.shade import vertex_normals
+from models.types import Batch, FaceCoefficients, Scan
+
+SIZE_PX = 40
+
+
+def predicted(count: int = 2, *, seed: int = 0) -> FaceCoefficients:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(count, *shape, generator=generator)
+
+    lighting = 0.1 * draw(9, 3)
+    lighting[:, 0] += 0.8
+    return FaceCoefficients(
+        identity=0.5 * draw(4),
+        expression=0.3 * draw(3).abs(),
+        albedo=0.5 * draw(2),
+        lighting=lighting,
+        rotation=0.1 * draw(3),
+        translation=torch.tensor([0.0, 0.0, 1000.0]) + 3 * draw(3),
+    )
+
+
+def step_of(face: MorphableModel, coefficients: FaceCoefficients, *, labelled: bool) -> Step:
+    """A batch whose photos, landmarks and labels all come from another face than the predicted one."""
+    truth = predicted(seed=1)
+    vertices = face.vertices(truth.identity, truth.expression)
+    seen = to_camera_space(vertices, rotation=truth.rotation, translation=truth.translation)
+    camera = crop_camera(2, SIZE_PX)
+    scan = Scan(vertices=vertices, normals=vertex_normals(vertices, face.triangles), landmarks=face.landmarks(vertices))
+    generator = torch.Generator().manual_seed(2)
+    batch = Batch(
+        source="scans",
+        sample_ids=("a", "b"),
+        camera=camera,
+        image=torch.rand(2, 3, SIZE_PX, SIZE_PX, generator=generator),
+        mask=torch.ones(2, SIZE_PX, SIZE_PX, dtype=torch.bool),
+        landmarks=project(face.landmarks(seen), camera),
+        confidence=torch.ones(2, 68),
+        person=torch.arange(2),
+        scan=scan if labelled else None,
+    )
+    return Step(
+        model=face,
+        batch=batch,
+        coefficients=coefficients,
+        shape_weights=torch.ones(face.vertex_count),
+        landmark_identity=torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 2.0, 0.5]]),
+        identity_embedding=torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0])),
+    )
+
+
+def reached(face: MorphableModel, *terms: str) -> set[str]:
+    """Names of the coefficients that get a gradient from some terms."""
+    coefficients = predicted()
+    for field in fields(coefficients):
+        getattr(coefficients, field.name).requires_grad_()
+    total, _ = objective(step_of(face, coefficients, labelled=True), dict.fromkeys(terms, 1.0))
+    total.backward()
+    gradients = {field.name: getattr(coefficients, field.name).grad for field in fields(coefficients)}
+    return {name for name, gradient in gradients.items() if gradient is not None and bool(gradient.any())}
+
+
+SHAPE, POSE = {"identity", "expression"}, {"rotation", "translation"}
+
+
+@pytest.mark.parametrize(
+    ("terms", "expected"),
+    [
+        (("vertex",), SHAPE),
+        (("normal",), SHAPE),
+        (("vertex", "normal"), SHAPE),
+        (("photo_on_scan",), POSE | {"albedo", "lighting"}),
+        (("landmark_on_scan",), POSE),
+        (("photo",), SHAPE | POSE | {"albedo", "lighting"}),
+        (("landmark",), SHAPE | POSE),
+        (("identity_anchor",), {"identity"}),
+        (("identity_prior",), {"identity"}),
+        (("expression_prior",), {"expression"}),
+        (("albedo_prior",), {"albedo"}),
+        (("light_prior",), {"lighting"}),
+    ],
+)
+def test_each_term_reaches_exactly_its_coefficients(
+    face: MorphableModel, terms: tuple[str, ...], expected: set[str]
+) -> None:
+    assert reached(face, *terms) == expected
+
+
+def test_every_term_is_covered_above() -> None:
+    assert set(TERMS) == {
+        *("vertex", "normal", "photo_on_scan", "landmark_on_scan", "photo", "landmark"),
+        *("identity_anchor", "identity_prior", "expression_prior", "albedo_prior", "light_prior"),
+    }
+
+
+def test_only_mesh_terms_need_a_scan() -> None:
+    needy = {name for name, term in TERMS.items() if "scan" in term.needs}
+    assert needy == {"vertex", "normal", "photo_on_scan", "landmark_on_scan"}
+
+
+def test_the_objective_is_the_weighted_sum_of_means(face: MorphableModel) -> None:
+    step = step_of(face, predicted(), labelled=True)
+    weights = {"landmark": 0.5, "identity_prior": 3.0, "vertex": 0.25}
+    total, means = objective(step, weights)
+    assert list(means) == list(weights)
+    torch.testing.assert_close(total, sum(weights[name] * TERMS[name].value(step).mean() for name in weights))
+    torch.testing.assert_close(means["identity_prior"], step.coefficients.identity.square().sum(1).mean())
+
+
+def test_the_identity_anchor_is_a_squared_distance_in_millimetres(face: MorphableModel) -> None:
+    coefficients = replace(predicted(), identity=torch.zeros(2, 4))
+    found = TERMS["identity_anchor"].value(step_of(face, coefficients, labelled=False))
+    assert found.tolist() == [1.0, (2 * 1) ** 2 + (3 * 2) ** 2 + (4 * 0.5) ** 2]
+
+
+def test_the_truth_has_no_loss(face: MorphableModel) -> None:
+    step = step_of(face, predicted(seed=1), labelled=True)
+    step = replace(step, batch=replace(step.batch, image=step.draw(step.seen).image))
+    _, means = objective(step, dict.fromkeys(["photo", "landmark", "vertex", "normal"], 1.0))
+    assert means["landmark"] < 1e-4
+    assert means["vertex"] < 1e-3
+    assert means["normal"] < 1e-4
+    # The ε under the root remains.
+    assert means["photo"].item() == pytest.approx(1e-3, rel=1e-3)
+
+
+def test_the_label_is_drawn_under_the_predicted_pose(face: MorphableModel) -> None:
+    # With the true pose the label's landmarks fall on the photo's, whatever shape is predicted.
+    truth = predicted(seed=1)
+    same_shape = step_of(face, truth, labelled=True)
+    other_shape = step_of(face, replace(truth, identity=truth.identity + 0.3), labelled=True)
+    near = TERMS["landmark_on_scan"].value(same_shape)
+    assert near.max() < 1e-4
+    # The label follows the prediction's seven points, so a rest remains; the predicted shape itself is further off.
+    assert (TERMS["landmark_on_scan"].value(other_shape) < TERMS["landmark"].value(other_shape)).all()
+
+
+def test_pixels_outside_the_photo_do_not_count(face: MorphableModel) -> None:
+    step = step_of(face, predicted(), labelled=False)
+    mask = step.batch.mask.clone()
+    mask[:, :, : SIZE_PX // 2] = False
+    image = torch.where(mask[:, None], step.batch.image, 7.0)
+    masked = replace(step, batch=replace(step.batch, mask=mask))
+    wrong = replace(step, batch=replace(step.batch, mask=mask, image=image))
+    torch.testing.assert_close(TERMS["photo"].value(masked), TERMS["photo"].value(wrong))
+
+
+def test_an_unknown_term_is_an_error(face: MorphableModel) -> None:
+    with pytest.raises(KeyError, match="perceptual"):
+        objective(step_of(face, predicted(), labelled=False), {"perceptual": 1.0})
+
+
+@pytest.mark.parametrize("term", ["vertex", "normal", "photo_on_scan", "landmark_on_scan"])
+def test_a_mesh_term_without_labels_names_the_source(face: MorphableModel, term: str) -> None:
+    with pytest.raises(ValueError, match="source scans: has no labelled meshes"):
+        objective(step_of(face, predicted(), labelled=False), {term: 1.0})
