@@ -105,6 +105,22 @@ def test_a_stage_depends_on_all_code_that_it_runs(repository: Path, graph: dict,
     assert not unused, f"dvc.yaml: {name}: no such code: {sorted(unused)}"
 
 
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_depends_on_all_parameters_that_it_reads(repository: Path, graph: dict, name: str) -> None:
+    """The section `ingest` is left out: whatever it changes shows in the samples."""
+    modules = {stage: function.split(":")[0].replace(".", "/") + ".py" for stage, function in FUNCTIONS.items()}
+    others = set(modules.values()) - {modules[name]}
+    sections = set(STAGES) - {"ingest"} | {"encoder"}
+    read = {
+        match
+        for file in source_closure(repository, modules[name]) - others - set(NOT_A_CAUSE)
+        for match in re.findall(r"\bparams\.(\w+)", (repository / file).read_text(encoding="utf-8"))
+        if match in sections
+    }
+    missing = read - set(graph[name]["params"])
+    assert not missing, f"dvc.yaml: {name}: add to params: {sorted(missing)}"
+
+
 def test_a_stage_reads_earlier_stages_only(graph: dict) -> None:
     for name, stage in graph.items():
         read = [entry.removeprefix("artifacts/") for entry in stage["deps"] if entry.startswith("artifacts/")]
