@@ -149,6 +149,7 @@ class TrainDetectorParams(Section):
     batch_size: PositiveCount = 64
     learning_rate: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
+    clip_norm: Positive = 5.0
     wing_width_px: Positive = 10.0
     wing_curvature_px: Positive = 2.0
     augmented_weight: Annotated[float, Field(ge=0.0)] = 1.0
