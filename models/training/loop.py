@@ -134,7 +134,7 @@ def train(
             state["step"] = step + 1
             progress.update(task, completed=step + 1)
             if step % 10 == 0:
-                row = {"loss": float(value.detach()), **{key: float(item) for key, item in named.items()}}
+                row = {"loss": float(value.detach()), **{key: float(item.detach()) for key, item in named.items()}}
                 state["curve"] += [_row(step, "train", key, item) for key, item in row.items()]
             if (step + 1) % settings.validate_every == 0 or step + 1 == settings.steps:
                 _validate_and_keep(wrapped, network, validate, state)
