@@ -40,6 +40,7 @@ class SampleStore:
         self._found: Counter[str] = Counter()
         self._persons: dict[str, str] = {}
         """Every person, and the earlier one that they turned out to be."""
+        self._arrival: dict[str, int] = {}
         self._mesh_ids: set[str] = set()
 
     def accept(self, candidate: Candidate) -> None:
@@ -48,20 +49,23 @@ class SampleStore:
         pixels = decode_stored(candidate.content)
         sample_id = pixel_hash(pixels)
         first = self._samples.get(sample_id)
-        self._persons.setdefault(candidate.person, candidate.person)
+        person = printable(candidate.person)
+        if person not in self._persons:
+            self._persons[person] = person
+            self._arrival[person] = len(self._arrival)
         if first is not None:
-            self._merge(first, candidate)
+            self._merge(first, candidate, person)
             detail = f"same pixels as {first['path'] or sample_id} of source {first['source']}"
             self._set_aside(Refusal(candidate.source, candidate.path, "duplicate", detail), sample_id)
             return
         if candidate.mesh is not None and candidate.mesh.mesh_id not in self._mesh_ids:
             self._mesh_ids.add(candidate.mesh.mesh_id)
-            self._meshes.add(candidate.mesh, candidate.person)
+            self._meshes.add(candidate.mesh, person)
         self._samples[sample_id] = {
             "sample_id": sample_id,
             "source": candidate.source,
             "path": printable(candidate.path),
-            "person": candidate.person,
+            "person": person,
             "labelled": candidate.labelled,
             "mesh_id": candidate.mesh.mesh_id if candidate.mesh else candidate.mesh_id,
             "width": pixels.shape[1],
@@ -111,13 +115,12 @@ class SampleStore:
         }
         return {"total": _account(self._found.total(), samples, self._quarantine), "sources": by_source}
 
-    def _merge(self, first: dict[str, Any], candidate: Candidate) -> None:
+    def _merge(self, first: dict[str, Any], candidate: Candidate, person: str) -> None:
         for key in ("landmarks", "rotation"):
             if first[key] is None:
                 first[key] = _flat(getattr(candidate, key))
-        one, other = self.person(first["person"]), self.person(candidate.person)
-        if one != other:
-            self._persons[other] = one
+        known, other = sorted((self.person(first["person"]), self.person(person)), key=self._arrival.__getitem__)
+        self._persons[other] = known
 
     def _set_aside(self, refusal: Refusal, sample_id: str | None) -> None:
         self._quarantine.append(

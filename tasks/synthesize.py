@@ -136,7 +136,7 @@ class _Studio:
         self.exact = copy.deepcopy(face_model).double()
         self.has_eyes = bool(face_model.part("eyes").any())
         self.skull = _sphere(SKULL_POINTS)
-        self.skull_triangles = ConvexHull(self.skull.numpy()).simplices
+        self.skull_triangles = torch.from_numpy(ConvexHull(self.skull.numpy()).simplices).long()
 
     @torch.no_grad()
     def photograph(self, jobs: Sequence[_Job], source: str) -> Iterator[Photo]:
@@ -233,15 +233,16 @@ class _Studio:
         # The hair's edge is level over the forehead and falls from the temples to the nape.
         behind_temples = brows[:, None, 2] - hair[..., 2] - 0.35 * width[:, None]
         edge = hairline[:, None] - 1.4 * behind_temples.clamp_min(0.0)
-        hairy: NDArray[np.bool_] = (hair[..., 1] > edge).numpy()[:, self.skull_triangles].all(2)
-        facing: NDArray[np.bool_] = (seen[:, :-2, 2] < seen[:, -2:-1, 2]).numpy()[:, self.skull_triangles].all(2)
+        hairy = (hair[..., 1] > edge)[:, self.skull_triangles].all(2).numpy()
+        facing = (seen[:, :-2, 2] < seen[:, -2:-1, 2])[:, self.skull_triangles].all(2).numpy()
+        hair_pixels = pixels[:, self.skull_triangles.numpy()]
         heads = []
         for row, job in enumerate(jobs):
             visible = faces[row][masks[row]]
             heads.append(
                 HeadOutline(
-                    hair=pixels[row, :-2][self.skull_triangles[hairy[row]]],
-                    hair_facing=facing[row][hairy[row]],
+                    hair=hair_pixels[row, hairy[row]],
+                    hair_facing=facing[row, hairy[row]],
                     centre=pixels[row, -2],
                     neck=pixels[row, -1],
                     landmarks=landmarks[row],
