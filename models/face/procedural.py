@@ -26,7 +26,6 @@ def procedural_face(*, identity_modes: int = 40) -> MorphableModel:
     """
     mesh = build_mesh()
     expressions = expression_fields(mesh)
-    reflectance, modes = mean_albedo(mesh), albedo_modes(mesh)
     blink = expressions[ARKIT_NAMES.index("eyeBlinkLeft")] + expressions[ARKIT_NAMES.index("eyeBlinkRight")]
     return MorphableModel(
         name="procedural",
@@ -35,23 +34,13 @@ def procedural_face(*, identity_modes: int = 40) -> MorphableModel:
         identity_basis=_tensor(principal_identities(mesh, count=identity_modes, lid_motion=blink)),
         expression_basis=_tensor(expressions),
         expression_names=ARKIT_NAMES,
-        albedo_mean=_tensor(encode_srgb(reflectance)),
-        # Half the way between one σ down and one σ up: the encoding is curved, the model is linear.
-        albedo_basis=_tensor((encode_srgb(reflectance + modes) - encode_srgb(reflectance - modes)) / 2.0),
+        albedo_mean=_tensor(mean_albedo(mesh)),
+        albedo_basis=_tensor(albedo_modes(mesh)),
         triangles=torch.from_numpy(mesh.triangles),
         landmark_vertices=torch.from_numpy(landmark_vertices(mesh)),
         uv=_tensor(mesh.uv),
         parts=torch.from_numpy(part_labels(mesh)),
     )
-
-
-def encode_srgb(linear: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Linear reflectance to display-referred values, clamped to [0, 1]; see `MorphableModel` for why.
-
-    Source: IEC 61966-2-1.
-    """
-    value = np.clip(linear, 0.0, 1.0)
-    return np.where(value <= 0.0031308, 12.92 * value, 1.055 * np.maximum(value, 1e-6) ** (1.0 / 2.4) - 0.055)
 
 
 def _tensor(array: Float[np.ndarray, "..."]) -> Float[Tensor, "..."]:

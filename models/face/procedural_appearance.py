@@ -1,8 +1,9 @@
 """Colours of the procedural face: mean albedo, albedo modes and part labels.
 
-Convention: linear RGB reflectance; the modes are scaled so that a coefficient of 1 is one standard deviation.
-Source: skin reflectances follow the range of Weyrich et al., Analysis of Human Faces Using a Measurement-Based Skin
-Reflectance Model, 2006; melanin and haemoglobin directions are the slopes of their absorption over RGB.
+Convention: display-referred RGB, as `MorphableModel` asks for; the modes are scaled so that a coefficient of 1 is one
+standard deviation.
+Source: skin tones span the range of Weyrich et al., Analysis of Human Faces Using a Measurement-Based Skin Reflectance
+Model, 2006; single values by eye.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ from models.face.procedural_parts import LAYERS, FaceMesh
 from models.face.procedural_shape import NOSTRIL_CENTRE, Values, bump, eye_margin, lip_heights, smooth_step
 from models.types import PART_NAMES
 
-SKIN = np.array([0.42, 0.262, 0.188])
-LIPS = np.array([0.325, 0.132, 0.112])
-BROWS = np.array([0.060, 0.036, 0.024])
-SCLERA = np.array([0.52, 0.485, 0.46])
-IRIS = np.array([0.095, 0.064, 0.042])
-PUPIL = np.array([0.008, 0.008, 0.008])
-TEETH = np.array([0.66, 0.60, 0.50])
-GUMS = np.array([0.36, 0.12, 0.10])
-TONGUE = np.array([0.40, 0.15, 0.13])
-POUCH = np.array([0.16, 0.045, 0.04])
-RIM = np.array([0.40, 0.18, 0.145])
-NOSTRIL = np.array([0.055, 0.022, 0.016])
+SKIN = np.array([0.655, 0.515, 0.440])
+LIPS = np.array([0.575, 0.355, 0.325])
+BROWS = np.array([0.215, 0.160, 0.130])
+SCLERA = np.array([0.775, 0.750, 0.730])
+IRIS = np.array([0.335, 0.270, 0.215])
+PUPIL = np.array([0.055, 0.050, 0.050])
+TEETH = np.array([0.830, 0.795, 0.725])
+GUMS = np.array([0.620, 0.370, 0.345])
+TONGUE = np.array([0.650, 0.420, 0.390])
+POUCH = np.array([0.400, 0.215, 0.195])
+RIM = np.array([0.650, 0.455, 0.415])
+NOSTRIL = np.array([0.235, 0.150, 0.125])
 
 MODE_NAMES = (
     "melanin",
@@ -66,7 +67,7 @@ def _lip_weight(mesh: FaceMesh) -> Values:
     x, y = mesh.front.T
     upper, _, lower = lip_heights(x)
     outside = np.maximum(np.maximum(y - upper, lower - y), np.abs(x) - 26.0)
-    return (1.0 - smooth_step(outside, -0.25, 1.3)) * _on(mesh, "skin")
+    return (1.0 - smooth_step(outside, -0.3, 1.0)) * _on(mesh, "skin")
 
 
 def _on(mesh: FaceMesh, *layers: str) -> Values:
@@ -90,7 +91,7 @@ def _eye_regions(mesh: FaceMesh) -> tuple[Values, Values]:
 
 
 def mean_albedo(mesh: FaceMesh) -> Colours:
-    """Reflectance of a face of medium tone with brown eyes."""
+    """Colours of a face of medium tone with brown eyes."""
     x, y = np.abs(mesh.front[:, 0]), mesh.front[:, 1]
     front = np.stack([x, y], 1)
     skin = _on(mesh, "skin")
@@ -100,15 +101,15 @@ def mean_albedo(mesh: FaceMesh) -> Colours:
         + 0.5 * bump(front, 0.0, -6.0, 11.0, 8.0)
         + 0.25 * bump(front, 0.0, -66.0, 14.0, 9.0)
     )
-    colour *= 1.0 - flush[:, None] * np.array([0.02, 0.16, 0.17])
+    colour *= 1.0 - flush[:, None] * np.array([0.01, 0.075, 0.08])
     pale = bump(front, 0.0, 75.0, 36.0, 22.0)
-    colour *= 1.0 + 0.05 * pale[:, None]
+    colour *= 1.0 + 0.025 * pale[:, None]
     socket = np.exp(-((cKDTree(eye_margin(40)).query(front)[0] / 5.0) ** 2)) * skin
-    colour *= 1.0 - socket[:, None] * np.array([0.09, 0.13, 0.11])
+    colour *= 1.0 - socket[:, None] * np.array([0.045, 0.065, 0.055])
     colour = _mix(colour, _lip_weight(mesh), LIPS)
     slit = lip_heights(x)[1]
     parting = np.exp(-(((y - slit) / 0.7) ** 2)) * (x < 25.0) * skin
-    colour = _mix(colour, 0.55 * parting, LIPS * 0.4)
+    colour = _mix(colour, 0.55 * parting, LIPS * 0.6)
     colour = _mix(colour, _brow_weight(mesh), BROWS)
     nostril = np.exp(-((((x - NOSTRIL_CENTRE[0]) / 3.0) ** 2 + ((y - NOSTRIL_CENTRE[1]) / 2.2) ** 2) ** 2))
     colour = _mix(colour, 0.95 * nostril * skin, NOSTRIL)
@@ -117,8 +118,8 @@ def mean_albedo(mesh: FaceMesh) -> Colours:
     eye = _on(mesh, "eye")
     # The lids shade the white beside the iris.
     colour = _mix(colour, eye, SCLERA)
-    colour *= 1.0 - (0.22 * eye * smooth_step(mesh.ring.astype(float), 5.5, 9.0))[:, None]
-    edge = np.interp(mesh.ring, [2, 3, 4, 5], [0.55, 1.15, 1.0, 0.45])
+    colour *= 1.0 - (0.11 * eye * smooth_step(mesh.ring.astype(float), 5.5, 9.0))[:, None]
+    edge = np.interp(mesh.ring, [2, 3, 4, 5], [0.75, 1.06, 1.0, 0.65])
     colour = colour + iris[:, None] * (IRIS * edge[:, None] - colour)
     colour = _mix(colour, pupil, PUPIL)
     corner = eye * smooth_step(np.abs(np.abs(mesh.points[:, 0]) - 31.3), 9.0, 14.0)
@@ -157,22 +158,22 @@ def albedo_modes(mesh: FaceMesh) -> Float[np.ndarray, "T V 3"]:
     lashes = _lash_weight(mesh)
     bare = skin * (1.0 - lips) * (1.0 - np.maximum(brows, lashes))
     _, iris = _eye_regions(mesh)
-    melanin = bare[:, None] * np.array([-0.130, -0.094, -0.071]) * (mean / SKIN)
-    melanin -= lips[:, None] * np.array([0.066, 0.036, 0.030])
-    melanin -= (brows + 0.5 * lashes)[:, None] * np.array([0.022, 0.015, 0.011])
-    melanin -= iris[:, None] * np.array([0.012, 0.010, 0.007])
-    redness = (bare * (0.7 + 0.5 * bump(front, 40.0, 0.0, 20.0, 18.0)))[:, None] * np.array([0.008, -0.012, -0.010])
+    melanin = bare[:, None] * np.array([-0.138, -0.138, -0.127]) * (mean / SKIN)
+    melanin -= lips[:, None] * np.array([0.082, 0.072, 0.064])
+    melanin -= (brows + 0.5 * lashes)[:, None] * np.array([0.050, 0.042, 0.034])
+    melanin -= iris[:, None] * np.array([0.032, 0.028, 0.022])
+    redness = (bare * (0.7 + 0.5 * bump(front, 40.0, 0.0, 20.0, 18.0)))[:, None] * np.array([0.010, -0.018, -0.016])
     modes = [
         melanin,
         redness,
-        lips[:, None] * np.array([0.022, -0.016, -0.012]),
-        brows[:, None] * np.array([0.040, 0.026, 0.014]),
-        iris[:, None] * np.array([0.023, 0.019, 0.011]),
-        iris[:, None] * np.array([-0.013, 0.007, 0.027]),
-        (bare * bump(front, 42.0, -4.0, 16.0, 15.0))[:, None] * np.array([0.004, -0.008, -0.006]),
-        (bare * bump(front, 0.0, 78.0, 40.0, 22.0))[:, None] * np.array([0.030, 0.020, 0.015]),
-        (bare * bump(front, 31.0, 26.0, 17.0, 9.0))[:, None] * np.array([-0.020, -0.014, -0.008]),
-        (bare * _beard(front))[:, None] * np.array([-0.020, -0.012, -0.007]),
+        lips[:, None] * np.array([0.028, -0.024, -0.020]),
+        brows[:, None] * np.array([0.080, 0.062, 0.040]),
+        iris[:, None] * np.array([0.050, 0.045, 0.032]),
+        iris[:, None] * np.array([-0.030, 0.012, 0.058]),
+        (bare * bump(front, 42.0, -4.0, 16.0, 15.0))[:, None] * np.array([0.006, -0.016, -0.013]),
+        (bare * bump(front, 0.0, 78.0, 40.0, 22.0))[:, None] * np.array([0.018, 0.016, 0.014]),
+        (bare * bump(front, 31.0, 26.0, 17.0, 9.0))[:, None] * np.array([-0.026, -0.024, -0.018]),
+        (bare * _beard(front))[:, None] * np.array([-0.030, -0.025, -0.020]),
     ]
     return np.stack(modes)
 

@@ -243,7 +243,7 @@ def _jaw_weight(motion: _Motion) -> Values:
 
 
 def _mouth_close(motion: _Motion) -> Points:
-    """Bring the parted lips of a lowered jaw together: all along the mouth they keep `LIPS_MEET` of the jaw's motion."""
+    """Bring the parted lips of a lowered jaw together: they keep `LIPS_MEET` of the jaw's motion."""
     mesh = motion.mesh
     x, y = np.abs(mesh.front[:, 0]), mesh.front[:, 1]
     distance = np.hypot(y - lip_heights(x)[1], np.maximum(x - SLIT_END[0], 0.0))
@@ -260,7 +260,7 @@ def _middle_fields(motion: _Motion) -> dict[str, Points]:
     mouth = spot(0.0, -36.5, 26.0, 15.0)
     x, y = mesh.front.T
     up, slit, low = lip_heights(x)
-    inwards = -np.tanh(x / 20.0) * mouth
+    inwards = -np.tanh(x / 20.0) * spot(0.0, -36.5, 34.0, 16.0)
     sideways = np.array([1.0, 0.0, 0.0])
     lip_up = (1.0 - smooth_step((y - slit) / np.maximum(up - slit, 2.5), 0.7, 2.2)) * upper * mouth
     lip_low = (1.0 - smooth_step((slit - y) / np.maximum(slit - low, 2.5), 0.7, 2.0)) * lower * mouth
@@ -275,13 +275,13 @@ def _middle_fields(motion: _Motion) -> dict[str, Points]:
             (spot(0.0, -27.0, 18.0, 9.0) * upper, (0.0, 0.0, 2.4)),
             (spot(0.0, -49.0, 18.0, 8.0), (0.0, 0.0, 2.4)),
         ),
-        "mouthFunnel": motion.follow(inwards[:, None] * sideways * 6.5)
+        "mouthFunnel": motion.follow(inwards[:, None] * sideways * 6.0)
         + motion.skin(
             (mouth, (0.0, 0.0, 3.6)),
             (lip_up * middle, (0.0, 4.0, 2.8)),
             (lip_low * middle, (0.0, -6.0, 2.6)),
         ),
-        "mouthPucker": motion.follow(inwards[:, None] * sideways * 11.0)
+        "mouthPucker": motion.follow(inwards[:, None] * sideways * 13.0)
         + motion.skin((mouth, (0.0, 0.3, 4.6)), (lip_up + lip_low, (0.0, 0.0, 2.6))),
         "mouthLeft": motion.skin(
             (spot(4.0, -38.0, 32.0, 18.0), (8.0, 0.6, 0.0)), (spot(28.0, -37.0, 11.0, 11.0), (1.0, 1.0, -2.4))

@@ -197,7 +197,7 @@ def edge_length(parameters: Plane) -> Values:
     brow = cKDTree(_even(BROW_LINE, 60)).query(front)[0]
     wanted = np.minimum.reduce(
         [
-            1.7 + 0.18 * np.maximum(eye - 4.0, 0.0),
+            1.75 + 0.20 * np.maximum(eye - 7.0, 0.0),
             2.0 + 0.22 * np.maximum(mouth - 1.0, 0.0),
             1.6 + 0.24 * nose,
             2.6 + 0.24 * bridge,

@@ -40,14 +40,14 @@ SECTIONS = np.array(
     [
         [111.0, 7.0, 47.0, 87.0, -26.0, 2.1, 0.85],
         [102.0, 19.0, 57.0, 80.5, -38.0, 2.15, 1.0],
-        [88.0, 30.0, 65.0, 71.5, -45.5, 2.2, 1.2],
-        [72.0, 36.2, 69.5, 60.0, -49.5, 2.25, 1.5],
-        [56.0, 39.0, 71.2, 48.5, -51.0, 2.3, 1.5],
-        [40.0, 37.2, 71.5, 36.5, -51.5, 2.35, 1.5],
-        [20.0, 35.5, 71.0, 21.0, -52.0, 2.3, 1.5],
-        [0.0, 37.5, 69.5, 6.0, -52.0, 2.1, 1.5],
-        [-15.0, 40.0, 67.5, -7.0, -52.0, 1.95, 1.5],
-        [-30.0, 41.0, 65.0, -19.0, -51.5, 1.85, 1.5],
+        [88.0, 30.0, 63.5, 71.5, -45.5, 2.2, 1.2],
+        [72.0, 36.2, 67.5, 60.0, -49.5, 2.12, 1.5],
+        [56.0, 39.0, 68.6, 48.5, -51.0, 2.1, 1.5],
+        [40.0, 37.2, 68.9, 36.5, -51.5, 2.15, 1.5],
+        [20.0, 35.5, 68.6, 21.0, -52.0, 2.25, 1.5],
+        [0.0, 37.5, 67.6, 6.0, -52.0, 2.1, 1.5],
+        [-15.0, 40.0, 66.0, -7.0, -52.0, 1.95, 1.5],
+        [-30.0, 41.0, 64.0, -19.0, -51.5, 1.85, 1.5],
         [-45.0, 39.0, 62.0, -29.0, -51.0, 1.8, 1.45],
         [-58.0, 37.3, 59.0, -38.0, -50.5, 1.72, 1.35],
         [-68.0, 36.6, 56.5, -44.5, -50.0, 1.62, 1.25],
@@ -84,7 +84,9 @@ def _section(x: Values, down: Values, sections: CubicSpline) -> Points:
     rounding = MIDLINE_ROUNDING_MM
     fraction = (np.hypot(x, rounding) - rounding) / (np.hypot(edge_x, rounding) - rounding)
     front = np.maximum(1.0 - np.clip(fraction, 0.0, 1.0) ** exponent, 0.0) ** (1.0 / exponent)
-    return np.stack([x, middle_y + (edge_y - middle_y) * (1.0 - front) ** climb, edge_z + (middle_z - edge_z) * front], 1)
+    return np.stack(
+        [x, middle_y + (edge_y - middle_y) * (1.0 - front) ** climb, edge_z + (middle_z - edge_z) * front], 1
+    )
 
 
 def head_form(parameters: Plane) -> Points:
@@ -112,8 +114,8 @@ def eye_margin(count: int) -> Plane:
     """
     t = np.linspace(0.0, 1.0, count + 2)[1:-1, None]
     chord = INNER_CANTHUS + (OUTER_CANTHUS - INNER_CANTHUS) * t
-    upper = 5.4 * (1.0 - np.abs(2.0 * t**0.86 - 1.0) ** 2.1) ** 0.95
-    lower = 4.8 * (1.0 - np.abs(2.0 * t**1.12 - 1.0) ** 2.1) ** 0.95
+    upper = 5.5 * (1.0 - np.abs(2.0 * t**0.86 - 1.0) ** 2.1) ** 1.1
+    lower = 4.8 * (1.0 - np.abs(2.0 * t**1.12 - 1.0) ** 2.1) ** 1.1
     upper_row = chord + np.concatenate([np.zeros_like(t), upper], 1)
     lower_row = chord - np.concatenate([np.zeros_like(t), lower], 1)
     return np.concatenate([INNER_CANTHUS[None], upper_row, OUTER_CANTHUS[None], lower_row[::-1]])
@@ -276,8 +278,8 @@ def _lid_relief(front: Plane, distance: Values) -> Values:
     middle = np.exp(-(((offset[:, 0] + 1.0) / 13.0) ** 4))
     upper = middle * smooth_step(offset[:, 1], 0.0, 4.0)
     lower = middle * smooth_step(-offset[:, 1], 1.0, 4.0)
-    fold = 1.3 * smooth_step(distance, 3.8, 5.8) + 3.4 * smooth_step(distance, 5.0, 11.0)
-    fold -= 1.0 * np.exp(-(((distance - 4.0) / 0.9) ** 2))
+    fold = 1.3 * smooth_step(distance, 3.8, 5.8) + 4.2 * smooth_step(distance, 4.5, 10.5)
+    fold -= 0.7 * np.exp(-(((distance - 4.0) / 0.9) ** 2))
     return upper * fold + lower * (
         0.5 * np.exp(-(((distance - 3.0) / 1.6) ** 2)) - 0.5 * np.exp(-(((distance - 7.0) / 2.0) ** 2))
     )

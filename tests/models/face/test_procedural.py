@@ -111,12 +111,15 @@ def test_landmarks_mirror_each_other(points: torch.Tensor) -> None:
 
 def test_landmarks_lie_where_ibug_has_them(points: torch.Tensor) -> None:
     x, y, z = points.T
-    assert (x[:8] < 0.0).all() and (x[9:17] > 0.0).all(), "the image's left is the subject's right"
-    assert (x[:17].diff() > 0.0).all() and int(y[:17].argmin()) == 8
+    assert (x[:8] < 0.0).all(), "the image's left is the subject's right"
+    assert (x[9:17] > 0.0).all()
+    assert (x[:17].diff() > 0.0).all()
+    assert int(y[:17].argmin()) == 8
     assert float((y[[0, 16]] - y[36:48].mean()).abs().max()) < 8.0, "the contour starts at eye level"
     assert int(z.argmax()) == 30, "the tip of the nose is the foremost point"
     assert (y[[37, 38, 43, 44]] > y[[41, 40, 47, 46]]).all()
-    assert (y[17:27] > y[36:48].max()).all() and (y[48:68] < y[31:36].min()).all()
+    assert (y[17:27] > y[36:48].max()).all()
+    assert (y[48:68] < y[31:36].min()).all()
     assert float((points[61:64] - points[[67, 66, 65]]).norm(dim=1).max()) < 0.5, "lips are closed at rest"
 
 
@@ -130,7 +133,8 @@ def test_parts_are_where_they_belong(model: MorphableModel) -> None:
 
 
 def test_texture_coordinates_lie_in_the_unit_square(model: MorphableModel) -> None:
-    assert float(model.uv.min()) >= 0.0 and float(model.uv.max()) <= 1.0
+    assert float(model.uv.min()) >= 0.0
+    assert float(model.uv.max()) <= 1.0
 
 
 # Identity
@@ -174,25 +178,29 @@ def test_lips_do_not_cross(model: MorphableModel) -> None:
     points = model.landmarks(random_faces(model, 6))
     for upper, lower in ((61, 67), (62, 66), (63, 65)):
         assert float((points[:, upper] - points[:, lower]).norm(dim=1).max()) < 0.5
-    assert (points[:, 51, 1] > points[:, 62, 1] + 2.0).all() and (points[:, 57, 1] < points[:, 66, 1] - 2.0).all()
+    assert (points[:, 51, 1] > points[:, 62, 1] + 2.0).all()
+    assert (points[:, 57, 1] < points[:, 66, 1] - 2.0).all()
 
 
 # Colour
 
 
-def test_mean_colours_are_reflectances(model: MorphableModel) -> None:
-    assert float(model.albedo_mean.min()) >= 0.0 and float(model.albedo_mean.max()) <= 1.0
+def test_mean_colours_are_colours(model: MorphableModel) -> None:
+    assert float(model.albedo_mean.min()) >= 0.0
+    assert float(model.albedo_mean.max()) <= 1.0
     red, green, blue = model.albedo_mean[model.part("skin")].mean(0).tolist()
-    assert 0.25 < blue < green < red < 0.6 or (red > green > blue > 0.12)
+    assert 0.3 < blue < green < red < 0.8
     brow, skin = model.albedo_mean[model.part("brows")].mean(), model.albedo_mean[model.part("skin")].mean()
-    assert float(brow) < 0.6 * float(skin)
+    assert float(brow) < 0.65 * float(skin)
 
 
 def test_first_mode_runs_from_pale_to_very_dark(model: MorphableModel) -> None:
     tones = torch.zeros(3, model.albedo_size)
     tones[:, 0] = torch.tensor([-2.0, 0.0, 2.0])
     pale, mean, dark = model.albedo(tones)[:, model.part("skin")].mean((1, 2)).tolist()
-    assert pale > 1.4 * mean and dark < 0.45 * mean and dark > 0.03
+    assert pale > 0.72
+    assert 0.4 < mean < 0.6
+    assert 0.15 < dark < 0.3
     strength = model.albedo_basis[:, model.part("skin")].square().sum((1, 2))
     assert int(strength.argmax()) == 0
 

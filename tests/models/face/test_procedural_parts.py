@@ -23,7 +23,9 @@ def area_vectors(mesh: FaceMesh) -> np.ndarray:
 
 def test_every_edge_joins_at_most_two_triangles_of_one_orientation(mesh: FaceMesh) -> None:
     triangles = mesh.triangles
-    directed = Counter(map(tuple, np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]]).tolist()))
+    directed = Counter(
+        map(tuple, np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]]).tolist())
+    )
     assert max(directed.values()) == 1
 
 
@@ -64,7 +66,8 @@ def test_mirror_partners_are_exact(mesh: FaceMesh) -> None:
 def test_lips_are_two_rows_at_one_place(mesh: FaceMesh) -> None:
     upper, lower = mesh.rows["slit"], mesh.rows["slit_lower"]
     np.testing.assert_array_equal(mesh.points[upper], mesh.points[lower])
-    assert upper[-1] == lower[-1] and len(np.intersect1d(upper[:-1], lower[:-1])) == 0
+    assert upper[-1] == lower[-1]
+    assert len(np.intersect1d(upper[:-1], lower[:-1])) == 0
     # No triangle spans the mouth.
     both = np.isin(mesh.triangles, upper[:-1]).any(1) & np.isin(mesh.triangles, lower[:-1]).any(1)
     assert not both.any()
