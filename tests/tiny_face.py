@@ -1,10 +1,16 @@
-"""A hand-made face model that is small enough for tests: a bumpy patch with a nose, 210 vertices."""
+"""A hand-made face model that is small enough for tests, a bumpy patch with a nose, and rendered crops of it."""
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from models.face.camera import angles_from_rotation, crop_camera, project, to_camera_space
 from models.face.morphable import MorphableModel
+from models.face.sampling import sample_rotation
+from models.rendering.render import render
+from models.training.data import CropSet
+from models.types import FaceCoefficients
 
 ROWS, COLUMNS = 15, 14
 
@@ -62,3 +68,50 @@ def tiny_face() -> MorphableModel:
         uv=torch.stack([(left + 1) / 2, (up + 1) / 2], 1),
         parts=parts,
     )
+
+
+def tiny_crops(face: MorphableModel, count: int, *, size_px: int, seed: int = 0) -> CropSet:
+    """Rendered crops with full truth: sources photos and scans by turns, two crops of each person, one mesh a crop."""
+    coefficients, vertices, landmarks, image = tiny_photos(face, count, size_px=size_px, seed=seed)
+    return CropSet(
+        sample_ids=tuple(f"sample-{place}" for place in range(count)),
+        source=tuple("scans" if place % 2 else "photos" for place in range(count)),
+        images=image,
+        landmarks=landmarks,
+        confidence=torch.ones(count, 68),
+        annotation=landmarks.clone(),
+        person=torch.arange(count) // 2,
+        affine=torch.eye(3).expand(count, 3, 3).clone(),
+        photo_size=torch.full((count, 2), float(size_px)),
+        rotation=coefficients.rotation,
+        yaw_deg=angles_from_rotation(coefficients.rotation)[:, 0].rad2deg(),
+        quality=torch.linspace(0.2, 1.0, count),
+        mesh_index=torch.arange(count).flip(0),
+        vertices=vertices.flip(0),
+        neutral=face.vertices(coefficients.identity).flip(0),
+    )
+
+
+def tiny_photos(
+    face: MorphableModel, count: int, *, size_px: int, seed: int
+) -> tuple[FaceCoefficients, Tensor, Tensor, Tensor]:
+    """Coefficients, label vertices, landmarks in pixels and images uint8 (N, 3, S, S) of random faces."""
+    generator = torch.Generator().manual_seed(seed)
+    lighting = 0.05 * torch.randn(count, 9, 3, generator=generator)
+    lighting[:, 0] += 0.8
+    coefficients = FaceCoefficients(
+        identity=torch.randn(count, 4, generator=generator),
+        expression=torch.rand(count, 3, generator=generator),
+        albedo=torch.randn(count, 2, generator=generator),
+        lighting=lighting,
+        rotation=sample_rotation(count, max_yaw_deg=40.0, generator=generator),
+        translation=torch.tensor([0.0, 0.0, 1000.0]) + 3 * torch.randn(count, 3, generator=generator),
+    )
+    vertices = face.vertices(coefficients.identity, coefficients.expression)
+    seen = to_camera_space(vertices, rotation=coefficients.rotation, translation=coefficients.translation)
+    camera = crop_camera(count, size_px)
+    drawn = render(
+        seen, face.triangles, albedo=face.albedo(coefficients.albedo), lighting=coefficients.lighting, camera=camera
+    )
+    image = (drawn.image.clamp(0, 1) * 255).round().byte()
+    return coefficients, vertices, project(face.landmarks(seen), camera), image

@@ -80,6 +80,7 @@ def make_batch(
 
     Augmentation: unlabelled crops are mirrored by chance; labelled ones change brightness and contrast, because a
     mirrored face has another mesh.
+    Raises: ValueError if a mesh is asked for that a crop lacks.
     """
     size_px = crops.images.shape[-1]
     image = crops.images[indices].float() / 255.0
@@ -98,7 +99,11 @@ def make_batch(
         confidence = torch.where(mirrored[:, None], confidence[:, order], confidence)
     scan = None
     if labelled:
-        vertices = crops.vertices[crops.mesh_index[indices]]
+        meshes = crops.mesh_index[indices]
+        if bool((meshes < 0).any()):
+            bare = crops.sample_ids[int(indices[meshes < 0][0])]
+            raise ValueError(f"sample {bare} of source {source} has no mesh, expected one; run ingest again")
+        vertices = crops.vertices[meshes]
         scan = Scan(
             vertices=vertices,
             normals=vertex_normals(vertices, model.triangles),
@@ -120,10 +125,15 @@ def make_batch(
 def draw_indices(
     pool: Int[Tensor, "K"], count: int, *, weights: Float[Tensor, "K"] | None, generator: Generator
 ) -> Int[Tensor, "B"]:
-    """Random members of a pool with replacement, in proportion to `weights` where given."""
+    """Random members of a pool with replacement, in proportion to `weights` where given.
+
+    Degenerate: a weight of zero or NaN counts as a thousandth, so that no member is never drawn.
+    """
     if weights is None:
         return pool[torch.randint(len(pool), (count,), generator=generator)]
-    return pool[torch.multinomial(weights.clamp_min(1e-3), count, replacement=True, generator=generator)]
+    return pool[
+        torch.multinomial(weights.nan_to_num(0.0).clamp_min(1e-3), count, replacement=True, generator=generator)
+    ]
 
 
 def split_counts(shares: dict[str, float], batch_size: int) -> dict[str, int]:

@@ -184,11 +184,16 @@ def _validate_and_keep(wrapped: nn.Module, network: nn.Module, validate: Validat
     with torch.no_grad():
         found = validate(wrapped)
     state["curve"] += [_row(state["step"], "validation", key, value) for key, value in found.items()]
-    if not state["best"] or found["score"] < state["best"]["score"]:
+    if not state["best"] or _comparable(found["score"]) < _comparable(state["best"]["score"]):
         weights = copy.deepcopy(network.state_dict())
         state.update(best=found, best_step=state["step"], stale=0, best_weights=weights)
     else:
         state["stale"] += 1
+
+
+def _comparable(score: float) -> float:
+    # Nothing is less than NaN, so that a start that could not be measured would stay the best for good.
+    return math.inf if math.isnan(score) else score
 
 
 def _write_state(path: Path, fingerprint: str, network: nn.Module, optimizer: Any, state: dict[str, Any]) -> None:
