@@ -1,0 +1,125 @@
+"""params.yaml: what is refused, and in which words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tasks.params import ParamsError, load_params, parse_params
+
+
+@pytest.fixture(scope="module")
+def default(repository: Path) -> dict[str, Any]:
+    return yaml.safe_load((repository / "params.yaml").read_text(encoding="utf-8"))
+
+
+def with_value(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    changed = json.loads(json.dumps(data))  # YAML's anchors share their values; here each is changed alone
+    place: Any = changed
+    *parents, last = key.split(".")
+    for part in parents:
+        place = place[int(part)] if part.isdigit() else place[part]
+    place[last] = value
+    return changed
+
+
+def test_the_default_parameters_fit(repository: Path) -> None:
+    params = load_params(repository / "params.yaml")
+    assert params.project.code == "."
+    assert params.face_model.kind == "procedural"
+    assert [source.name for source in params.ingest.sources] == ["photos", "scans", "rerendered"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        ("train_fused.stepz", 3, "params.yaml: train_fused.stepz = 3: unknown key; remove it or check its spelling"),
+        ("trian_fused", 3, "params.yaml: trian_fused = 3: unknown key; remove it or check its spelling"),
+        ("project.seed", -1, "params.yaml: project.seed = -1: expected greater than or equal to 0"),
+        ("project.seed", "many", "params.yaml: project.seed = 'many': expected a valid integer"),
+        ("project.device", "tpu", "params.yaml: project.device = 'tpu': expected 'auto', 'cpu' or 'cuda'"),
+        ("project.crop_size_px", 100, "params.yaml: project.crop_size_px = 100: expected a multiple of 16"),
+        ("ingest.test_share", 1.5, "params.yaml: ingest.test_share = 1.5: expected less than or equal to 1"),
+        ("ingest.sources.0.persons", 0, "params.yaml: ingest.sources.0.persons = 0: expected greater than 0"),
+        ("ingest.sources.0.person", 5, "params.yaml: ingest.sources.0.person = 5: unknown key"),
+        ("ingest.sources.1.name", "photos", "source names repeat: photos, photos"),
+        ("ingest.sources.2.of", "photos", "source rerendered: of = 'photos' is not a labelled source"),
+        ("ingest.validation_share", 0.9, "validation_share and test_share leave nothing to train on"),
+        ("face_model.path", "model.npz", "a path goes with kind npz, and only with it"),
+        ("train_fused.sources.0.share", 0.9, "the shares of the sources add up to 1.4, expected 1"),
+        ("train_fused.sources.0.losses.phota", 1.0, "loss 'phota' is unknown, expected one of photo, landmark"),
+        (
+            "train_fused.sources.0.losses.vertex",
+            1.0,
+            "loss 'vertex' needs labelled meshes, which source 'photos' lacks",
+        ),
+        ("train_fused.sources.0.source", "photo", "source 'photo' is not ingested, expected one of photos, scans"),
+        ("train_fused.init", "ingest", "params.yaml: train_fused.init = 'ingest': expected 'train_geometry'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_what_was_expected(
+    default: dict[str, Any], key: str, value: Any, line: str
+) -> None:
+    with pytest.raises(ParamsError) as error:
+        parse_params(with_value(default, key, value))
+    assert line in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_every_fault_has_its_line(default: dict[str, Any]) -> None:
+    wrong = with_value(with_value(default, "project.seed", -1), "evaluate.colour", "red")
+    with pytest.raises(ParamsError) as error:
+        parse_params(wrong)
+    assert [line.split(" = ")[0] for line in str(error.value).splitlines()] == [
+        "params.yaml: project.seed",
+        "params.yaml: evaluate.colour",
+    ]
+
+
+def test_a_section_that_must_be_there(default: dict[str, Any]) -> None:
+    with pytest.raises(ParamsError, match=r"^params\.yaml: ingest: missing, expected a value$"):
+        parse_params({name: section for name, section in default.items() if name != "ingest"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("project: [", r"params\.yaml: not valid YAML in line \d; check indentation and brackets"),
+        ("", r"params\.yaml"),
+        ("- a", r"params\.yaml"),
+    ],
+)
+def test_a_file_that_is_no_params_file(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(ParamsError, match=message) as error:
+        load_params(tmp_path / "params.yaml")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_missing_file_says_where_to_run(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"no such file; run in a Mien workspace or name one with --workspace"):
+        load_params(tmp_path / "params.yaml")
+
+
+def test_sections_are_frozen(default: dict[str, Any]) -> None:
+    params = parse_params(default)
+    with pytest.raises(ValidationError, match="frozen"):
+        params.project.seed = 1  # type: ignore[misc]
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_anything_else_is_refused_in_words(data: Any) -> None:
+    with pytest.raises(ParamsError):
+        parse_params(data)
