@@ -37,15 +37,23 @@ def error_distribution(scans: Mapping[str, np.ndarray], titles: Mapping[str, str
     for block, errors in known.items():
         share = np.searchsorted(errors, axis, side="right") / len(errors)
         plot.plot(axis, 100 * share, color=COLOURS.get(block), label=titles[block], linewidth=_width(block))
-    plot.set(xlabel="distance to the reconstructed surface (mm)", ylabel="scan points (%)", xlim=(0, limit), ylim=(0, 100))
+    plot.set(
+        xlabel="distance to the reconstructed surface (mm)", ylabel="scan points (%)", xlim=(0, limit), ylim=(0, 100)
+    )
     plot.legend(loc="lower right", frameon=False, fontsize=8)
     return _png(figure)
 
 
-def by_yaw(metrics: Mapping[str, Any], measures: Mapping[str, tuple[str, float]], titles: Mapping[str, str]) -> bytes | None:
+def by_yaw(
+    metrics: Mapping[str, Any], measures: Mapping[str, tuple[str, float]], titles: Mapping[str, str]
+) -> bytes | None:
     """Bars per yaw bin for several measures, given as name: (axis label, factor); None where nothing was measured."""
     bins = list(next(iter(metrics.values()))["by_yaw"])
-    drawn = [name for name in measures if any(block["by_yaw"][bin_][name] is not None for block in metrics.values() for bin_ in bins)]
+    drawn = [
+        name
+        for name in measures
+        if any(block["by_yaw"][bin_][name] is not None for block in metrics.values() for bin_ in bins)
+    ]
     if not drawn:
         return None
     figure = Figure(figsize=(3.4 * len(drawn), 3.4))
@@ -58,33 +66,38 @@ def by_yaw(metrics: Mapping[str, Any], measures: Mapping[str, tuple[str, float]]
             centres = np.arange(len(bins)) + (place - (len(metrics) - 1) / 2) * width
             plot.bar(centres, heights, width * 0.92, color=COLOURS.get(block), label=titles[block])
         plot.set_title(text, fontsize=9)
-        plot.set_xticks(range(len(bins)), [f"{bin_}°" for bin_ in bins])
+        plot.set_xticks(range(len(bins)), [f"{bin_.replace('-', '–')}°" for bin_ in bins])
     figure.legend(*plot.get_legend_handles_labels(), loc="lower center", ncols=len(metrics), frameon=False, fontsize=8)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     return _png(figure, tight=False)
 
 
 def training_curves(path: Path) -> bytes | None:
-    """Loss terms of a stage's `curve.csv` over the steps, training left and validation right; None if there are none."""
+    """Loss terms of a stage's `curve.csv` over the steps, training beside validation; None without any."""
     curves = read_curve(path)
     splits = [split for split in ("train", "validation") if curves.get(split)]
     splits += [split for split in curves if split not in splits and curves[split]]
     splits = splits[:2]
     if not splits:
         return None
-    figure = Figure(figsize=(4.2 * len(splits), 2.9))
+    chosen = {split: _telling(curves[split]) for split in splits}
+    names = list(dict.fromkeys(name for curves_ in chosen.values() for name in curves_))
+    figure = Figure(figsize=(3.6 * len(splits) + 1.6, 2.7))
+    lines = {}
     for plot, split in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits, strict=True):
-        chosen = _telling(curves[split])
-        for name, (steps, values) in chosen.items():
+        for name, (steps, values) in chosen[split].items():
             marker = "o" if len(steps) < 25 else None
-            plot.plot(steps, values, label=name, linewidth=1.2, marker=marker, markersize=2.5)
-        everything = np.concatenate([values for _, values in chosen.values()])
+            colour = f"C{names.index(name) % 10}"
+            (lines[name],) = plot.plot(steps, values, color=colour, linewidth=1.2, marker=marker, markersize=2.5)
+        everything = np.concatenate([values for _, values in chosen[split].values()])
         if len(everything) and everything.min() > 0 and everything.max() > 20 * everything.min():
             plot.set_yscale("log")
         plot.set_title(split, fontsize=9)
         plot.set_xlabel("step", fontsize=8)
-        plot.legend(frameon=False, fontsize=6.5)
-    return _png(figure)
+    width = figure.get_figwidth()
+    figure.legend(lines.values(), lines, loc="center right", frameon=False, fontsize=7)
+    figure.tight_layout(rect=(0, 0, 1 - 1.6 / width, 1))
+    return _png(figure, tight=False)
 
 
 def read_curve(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:

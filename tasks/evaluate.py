@@ -1,9 +1,7 @@
-"""Stage evaluate: every stage's model on the frozen test split, beside the mean face, in numbers, pictures and a report."""
+"""Stage evaluate: every stage's model and the mean face on the frozen test split, in numbers, pictures and a report."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +11,8 @@ import torch
 from torch import Tensor
 
 from models.face.camera import project, to_camera_space
-from models.face.morphable import MorphableModel
 from models.face.lighting import ambient_light
+from models.face.morphable import MorphableModel
 from models.reconstruction.fit import fit_pose
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
 from models.rendering.relight import render_under_fitted_light
@@ -64,15 +62,16 @@ def evaluate(params: Params, workspace: Workspace) -> None:
     """Measure all stages on the test split; writes metrics.json, samples.parquet, pictures/ and report.html."""
     torch.manual_seed(params.project.seed)
     model = load_face_model(params, workspace)
+    device = _device(params)
+    # All of them before the first is measured, so that a missing one is known at once.
+    predictors = {block: _predictor(block, stage, model, workspace, device) for block, stage in BLOCKS.items()}
     crops = load_crops(workspace, params, split="test")
     truth = prepare_truth(model, crops)
-    device = _device(params)
     measured = {}
-    for block, stage in BLOCKS.items():
-        with _predictor(block, stage, model, workspace, device) as predict:
-            measured[block] = measure_stage(
-                predict, crops, model=model, truth=truth, batch_size=params.evaluate.batch_size, device=device
-            )
+    for block, predict in predictors.items():
+        measured[block] = measure_stage(
+            predict, crops, model=model, truth=truth, batch_size=params.evaluate.batch_size, device=device
+        )
     model.to("cpu")
     metrics = block_metrics(measured, crops, params.evaluate.yaw_bins_deg)
     with track(params, workspace, "evaluate") as run, replace_folder(workspace.folder("evaluate")) as folder:
@@ -122,20 +121,16 @@ def sample_rows(measured: dict[str, Measured], crops: CropSet) -> dict[str, list
     return rows
 
 
-@contextmanager
 def _predictor(
     block: str, stage: str | None, model: MorphableModel, workspace: Workspace, device: torch.device
-) -> Iterator[Predict]:
+) -> Predict:
     if stage is None:
         model.to(device)
-        yield lambda batch: predict_mean_face(model, batch)
-        return
+        return lambda batch: predict_mean_face(model, batch)
     reconstructor = _load(workspace.folder(stage) / "checkpoint.pt", model).to(device)
     if block == "geometry":
-        yield lambda batch: _predict_geometry(reconstructor, batch)
-    else:
-        reconstructor.encoder.to(memory_format=torch.channels_last)
-        yield lambda batch: _predict(reconstructor, batch)
+        return lambda batch: _predict_geometry(reconstructor, batch)
+    return lambda batch: _predict(reconstructor, batch)
 
 
 def _load(path: Path, model: MorphableModel) -> Reconstructor:
@@ -146,7 +141,7 @@ def _load(path: Path, model: MorphableModel) -> Reconstructor:
 
 
 def predict_mean_face(model: MorphableModel, batch: Batch) -> tuple[FaceCoefficients, Rendering, Tensor]:
-    """The baseline: the mean face with the pose that fits the detected landmarks, mean skin, and the light that fits best."""
+    """The baseline: mean shape and skin, the pose that fits the detected landmarks, the light that fits the photo."""
     count = len(batch.image)
     points = model.landmarks(model.mean[None]).expand(count, -1, -1)
     rotation, translation = fit_pose(points, batch.landmarks, confidence=batch.confidence, camera=batch.camera)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -89,8 +90,8 @@ def prepare_truth(model: MorphableModel, crops: CropSet) -> Truth:
     """
     if len(crops.vertices) and crops.vertices.shape[1] != model.vertex_count:
         raise ValueError(
-            f"ingest/meshes.parquet: meshes of {crops.vertices.shape[1]} vertices, expected the {model.vertex_count} of "
-            f"face model {model.name}; set face_model as it was or run ingest again"
+            f"ingest/meshes.parquet: meshes of {crops.vertices.shape[1]} vertices, expected the {model.vertex_count} "
+            f"of face model {model.name}; set face_model as it was or run ingest again"
         )
     known = crops.neutral.isfinite().flatten(1).all(1)
     shape = torch.where(known[:, None, None], crops.neutral, crops.vertices)
@@ -131,7 +132,7 @@ def measure_stage(
     moments = torch.full((len(crops), 5), torch.nan, dtype=torch.float64)
     found: list[FaceCoefficients] = []
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for indices in torch.arange(len(crops)).split(batch_size):
+        for indices in torch.split(torch.arange(len(crops)), batch_size):
             batch = to_device(make_batch(crops, indices, model=model, source="test", labelled=False), device)
             coefficients, rendering, landmarks = predict(batch)
             likeness = similarity(batch.image, rendering.image, rendering.mask & batch.mask)
@@ -210,10 +211,10 @@ def true_yaw_deg(crops: CropSet) -> np.ndarray:
 
 
 def yaw_bins(yaw_deg: np.ndarray, edges: Sequence[float]) -> dict[str, np.ndarray]:
-    """Photos (N,) of each bin of |yaw| by a name such as 0-30; what lies beyond the last edge counts as the last bin."""
+    """Photos (N,) of each bin of |yaw| by a name such as 0-30; beyond the last edge counts as the last bin."""
     bins = {}
     size = np.abs(yaw_deg)
-    for number, (low, high) in enumerate(zip(edges[:-1], edges[1:])):
+    for number, (low, high) in enumerate(pairwise(edges)):
         last = number == len(edges) - 2
         bins[f"{low:g}-{high:g}"] = (size >= low) & ((size < high) | last)
     return bins

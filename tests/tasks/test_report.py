@@ -1,0 +1,176 @@
+"""The report's tables, and that the page needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from models.types import FaceCoefficients
+from tasks.artifacts import Workspace, write_json
+from tasks.face_gallery import rank
+from tasks.measure import MEASURES, Measured
+from tasks.report import (
+    COLUMNS,
+    TITLES,
+    data_table,
+    data_uri,
+    headlines,
+    number,
+    read_rounds,
+    render_report,
+    stage_table,
+    yaw_table,
+)
+
+
+def block(**known: float) -> dict[str, Any]:
+    return {key: None for key, *_ in COLUMNS} | {"photos": 3, "persons": 2, "photos_with_mesh": 1} | known
+
+
+def metrics() -> dict[str, Any]:
+    """The final model halves the scan error, doubles the similarity and is worse in pose."""
+    found = {name: block(scan_error_mm_median=1.5, similarity=0.6) for name in TITLES}
+    found["mean_face"] |= {"scan_error_mm_median": 2.0, "similarity": 0.4, "pose_error_deg": 2.0}
+    found["refusion"] |= {"scan_error_mm_median": 1.0, "similarity": 0.8, "pose_error_deg": 2.5, "landmark_nme": 0.0123}
+    return {name: {**values, "by_yaw": {"0-30": dict(values)}} for name, values in found.items()}
+
+
+def context(**changes: Any) -> dict[str, Any]:
+    found = metrics()
+    pixel = data_uri(b"\x89PNG\r\n\x1a\n")
+    return {
+        "model": "procedural",
+        "licence": "Apache-2.0",
+        "headlines": headlines(found),
+        "stages": stage_table(found),
+        "yaw": yaw_table(found),
+        "data": [],
+        "curves": {},
+        "rounds": [],
+        "stopped": None,
+        "threshold": 0.8,
+        "photos": 3,
+        "persons": 2,
+        "meshes": 1,
+        "faces": [],
+        "error_limit_mm": 4.0,
+        "images": {"overview": pixel},
+    } | changes
+
+
+def test_headlines_compare_with_the_mean_face() -> None:
+    rows = {row["title"]: row for row in headlines(metrics())}
+    scan, likeness, pose = rows["scan error, median"], rows["similarity"], rows["pose error"]
+    assert (scan["value"], scan["baseline"], scan["gain"]) == ("1.00", "2.00", 50)
+    assert (likeness["value"], likeness["gain"]) == ("0.800", 100)
+    assert pose["gain"] == -25
+    points = rows["landmark NME"]
+    assert (points["value"], points["baseline"], points["gain"]) == ("1.23", "–", None)
+    assert rows["vertex error"]["value"] == "–"
+
+
+def test_the_best_of_each_column_is_marked_and_the_unknown_is_not() -> None:
+    table = stage_table(metrics())
+    marked = {row["title"]: [place for place, cell in enumerate(row["cells"]) if cell["best"]] for row in table["rows"]}
+    keys = [key for key, *_ in COLUMNS]
+    assert marked["re-fused"] == [keys.index(key) for key in ("scan_error_mm_median", "landmark_nme", "similarity")]
+    assert marked["mean face"] == [keys.index("pose_error_deg")]
+    assert marked["stage 3: fused"] == []
+    assert [row["final"] for row in table["rows"]] == [title == "re-fused" for title in marked]
+
+
+def test_bins_show_both_the_model_and_the_mean_face() -> None:
+    (row,) = yaw_table(metrics())["rows"]
+    assert row["title"] == "0–30°"
+    assert row["cells"][0] == {"text": "1.00", "base": "2.00"}
+
+
+@pytest.mark.parametrize(
+    ("value", "factor", "decimals", "text"),
+    [(1.236, 1, 2, "1.24"), (0.0123, 100, 1, "1.2"), (None, 1, 2, "–"), (float("nan"), 1, 2, "–"), (0.0, 1, 0, "0")],
+)
+def test_numbers_are_printed_for_people(value: float | None, factor: float, decimals: int, text: str) -> None:
+    assert number(value, factor, decimals) == text
+
+
+def test_the_page_is_one_file_without_a_network() -> None:
+    page = render_report(context())
+    assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", page)
+    assert "url(" not in page
+    assert "<script" not in page
+    assert 'src="data:image/png;base64,' in page
+    assert "50 % better" in page
+    assert "25 % worse" in page
+
+
+def test_what_users_wrote_is_escaped() -> None:
+    rounds = [{"round": "0", "decision": "<script>alert(1)</script>"}]
+    page = render_report(context(model='<img src="x">', rounds=rounds))
+    assert "<script" not in page
+    assert '<img src="x">' not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_empty_sections_are_left_out() -> None:
+    page = render_report(context())
+    for heading in ("Best, median, worst", "What was learned from what", "Fusing again", "How it learned"):
+        assert heading not in page
+    assert "Fusing again" in render_report(context(rounds=[{"round": "0"}], stopped="3 rounds are done"))
+
+
+def test_a_data_uri_holds_its_content() -> None:
+    content = b"\x89PNG\r\n\x1a\nabc"
+    kind, text = data_uri(content).split(",")
+    assert kind == "data:image/png;base64"
+    assert base64.b64decode(text) == content
+    assert data_uri(b"\xff\xd8\xff").startswith("data:image/jpeg")
+
+
+def test_counts_come_from_both_summaries(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert data_table(workspace) == []
+    counts = {"found": 12, "quarantined": 2, "persons": 4, "labelled": 0,
+              "photos_by_split": {"train": 6, "validation": 1, "test": 3}}  # fmt: skip
+    write_json(workspace.folder("ingest") / "summary.json", {"sources": {"photos": counts}})
+    (row,) = data_table(workspace)
+    assert (row["found"], row["refused"], row["splits"], row["clean"]) == (12, 2, "6 / 1 / 3", "–")
+    checked = {"sources": {"photos": {"clean": 9, "mean_label_quality": None}}}
+    write_json(workspace.folder("validate_labels") / "summary.json", checked)
+    (row,) = data_table(workspace)
+    assert (row["clean"], row["quality"]) == (9, "–")
+
+
+def test_rounds_are_shortened_for_reading(tmp_path: Path) -> None:
+    path = tmp_path / "rounds.csv"
+    assert read_rounds(path) == []
+    path.write_text("round,similarity,geometry,decision\n0,0.7431612,,start\n1,0.75,3.4861,kept\n")
+    assert read_rounds(path) == [
+        {"round": "0", "similarity": "0.7432", "geometry": "–", "decision": "start"},
+        {"round": "1", "similarity": "0.75", "geometry": "3.486", "decision": "kept"},
+    ]
+
+
+def measured(**values: list[float]) -> Measured:
+    unknown = np.full(3, np.nan)
+    nothing = torch.zeros(3, 3)
+    return Measured(
+        values={name: np.array(values.get(name, unknown)) for name in MEASURES},
+        scan=(np.zeros(0),) * 3,
+        scan_scaled=(np.zeros(0),) * 3,
+        moments=torch.full((3, 5), torch.nan),
+        coefficients=FaceCoefficients(nothing, nothing, nothing, torch.zeros(3, 9, 3), nothing, nothing),
+    )
+
+
+def test_faces_are_ranked_by_what_is_known() -> None:
+    name, order = rank(measured(scan_error_mm=[2.0, np.nan, 1.0], similarity=[0.1, 0.9, 0.5]))
+    assert (name, order.tolist()) == ("scan_error_mm", [2, 0])
+    name, order = rank(measured(similarity=[0.1, 0.9, 0.5]))
+    assert (name, order.tolist()) == ("similarity", [1, 2, 0])
+    assert len(rank(measured())[1]) == 0
