@@ -53,6 +53,9 @@ def reconstruct(
     checkpoint: Annotated[
         Path | None, typer.Option(help="Weights of a training stage; default: the registry's champion.")
     ] = None,
+    landmarks: Annotated[
+        Path | None, typer.Option(help="CSV with columns file, x0, y0 … x67, y67: use these points, detect the others.")
+    ] = None,
     workspace: WorkspaceOption = Path(),
 ) -> None:
     """Turn photos into coloured meshes (OBJ), overlays (PNG), coefficients and camera (JSON)."""
@@ -60,8 +63,8 @@ def reconstruct(
         from tasks.artifacts import Workspace
         from tasks.reconstruct import reconstruct_photos
 
-        written = reconstruct_photos(photos, out, workspace=Workspace(workspace), checkpoint=checkpoint)
-        for path in written:
+        place = Workspace(workspace)
+        for path in reconstruct_photos(photos, out, workspace=place, checkpoint=checkpoint, landmarks=landmarks):
             print(path)
 
 
