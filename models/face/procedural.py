@@ -14,12 +14,12 @@ from models.face.procedural_identity import identity_modes as principal_identiti
 from models.face.procedural_layout import BROW_COLUMNS
 from models.face.procedural_parts import FaceMesh, build_mesh
 
-ROUNDING_DIGITS = 4
+MILLIMETRE_DIGITS, COLOUR_DIGITS = 3, 5
 """Arrays are rounded to this many decimals, so that machines whose last bits differ build the same model."""
 
 
 def procedural_face(*, identity_modes: int = 40) -> MorphableModel:
-    """A face of about 3,300 vertices with 68 landmarks, 52 ARKit expressions and ten albedo modes.
+    """A face of about 3,500 vertices with 68 landmarks, 52 ARKit expressions and ten albedo modes.
 
     Convention: millimetres, as `MorphableModel`; the same on every call. Eyeballs, teeth and tongue are included.
     Raises: ValueError if `identity_modes` is more than the Gaussian process spans.
@@ -34,18 +34,18 @@ def procedural_face(*, identity_modes: int = 40) -> MorphableModel:
         identity_basis=_tensor(principal_identities(mesh, count=identity_modes, lid_motion=blink)),
         expression_basis=_tensor(expressions),
         expression_names=ARKIT_NAMES,
-        albedo_mean=_tensor(mean_albedo(mesh)),
-        albedo_basis=_tensor(albedo_modes(mesh)),
+        albedo_mean=_tensor(mean_albedo(mesh), COLOUR_DIGITS),
+        albedo_basis=_tensor(albedo_modes(mesh), COLOUR_DIGITS),
         triangles=torch.from_numpy(mesh.triangles),
         landmark_vertices=torch.from_numpy(landmark_vertices(mesh)),
-        uv=_tensor(mesh.uv),
+        uv=_tensor(mesh.uv, COLOUR_DIGITS),
         parts=torch.from_numpy(part_labels(mesh)),
     )
 
 
-def _tensor(array: Float[np.ndarray, "..."]) -> Float[Tensor, "..."]:
+def _tensor(array: Float[np.ndarray, "..."], digits: int = MILLIMETRE_DIGITS) -> Float[Tensor, "..."]:
     # Adding zero turns the -0.0 that rounding leaves into 0.0, which hashes alike.
-    return torch.from_numpy((np.round(array, ROUNDING_DIGITS) + 0.0).astype(np.float32))
+    return torch.from_numpy((np.round(array, digits) + 0.0).astype(np.float32))
 
 
 def landmark_vertices(mesh: FaceMesh) -> Int[np.ndarray, "68"]:

@@ -74,12 +74,15 @@ def identity_modes(mesh: FaceMesh, *, count: int, lid_motion: Points) -> Float[n
     generators = _without_rigid_motion(mesh, generators)
     if count > len(generators):
         raise ValueError(f"identity_modes: {count} asked for, the process spans {len(generators)}; ask for fewer")
-    flat = generators.reshape(len(generators), -1)
-    _, axes = np.linalg.eigh(flat @ flat.T)
+    # Rounding in between keeps the last bits, which differ between machines and thread counts, from growing.
+    flat = np.round(generators.reshape(len(generators), -1), 4)
+    _, axes = np.linalg.eigh(np.round(flat @ flat.T, 2))
     modes = (axes[:, ::-1][:, :count].T @ flat).reshape(count, -1, 3)
-    # The sign of an eigenvector is arbitrary: the largest entry is made positive.
-    largest = np.abs(modes.reshape(count, -1)).argmax(1)
-    return modes * np.sign(modes.reshape(count, -1)[np.arange(count), largest])[:, None, None]
+    # The sign of an eigenvector is arbitrary. Its largest entry has a mirror partner of equal size, so the first large one
+    # decides.
+    size = np.abs(modes.reshape(count, -1))
+    first = (size >= 0.5 * size.max(1, keepdims=True)).argmax(1)
+    return modes * np.sign(modes.reshape(count, -1)[np.arange(count), first])[:, None, None]
 
 
 def _with_eyes(mesh: FaceMesh, fields: Fields, at_eyes: Float[np.ndarray, "G 2 3"]) -> Fields:
@@ -127,6 +130,7 @@ def _process(mesh: FaceMesh) -> Fields:
     for sign in (1.0, -1.0):
         values, vectors = np.linalg.eigh(0.5 * (among + sign * among_crossed))
         values, vectors = values[::-1][:PROCESS_MODES], vectors[:, ::-1][:, :PROCESS_MODES]
+        vectors = np.round(vectors, 5)
         functions = 0.5 * (direct + sign * crossed) @ vectors / np.sqrt(values) * np.sqrt(2.0)
         for axis in range(3):
             # A symmetric face has an odd field along x and even ones along y and z.

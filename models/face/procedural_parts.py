@@ -176,9 +176,12 @@ def _add_eye(half: _Half, lid: Int[np.ndarray, "_"]) -> None:
     hidden = EYE_RADIUS_MM**2 - aside**2 - (margin[:, 1] - EYE_CENTRE[1]) ** 2
     behind = EYE_CENTRE[2] + np.sqrt(np.maximum(hidden, 0.0)) - 0.5
     rim[:, 2] = np.clip(behind, margin[:, 2] - 6.0, margin[:, 2] - 1.4)
-    uv = np.array([0.75, 0.1]) + 0.0055 * (rim[:, :2] - EYE_CENTRE[:2])
-    index = half.add(rim, uv, layer="rim", anchor=lid.astype(float), follows=1.0)
-    half.triangles.append(_strip(lid, index, closed=True))
+    # The rim has a margin of its own: shared vertices would round the edge of the lid in shading.
+    rows = []
+    for row in (margin, rim):
+        uv = np.array([0.75, 0.1]) + 0.0055 * (row[:, :2] - EYE_CENTRE[:2])
+        rows.append(half.add(row, uv, layer="rim", ring=len(rows), anchor=lid.astype(float), follows=1.0))
+    half.triangles.append(_strip(rows[0], rows[1], closed=True))
 
     angle = np.concatenate([[0.0], np.repeat(EYE_RING_ANGLES, EYE_SEGMENTS)])
     flat = directions[:, :2] / np.maximum(np.linalg.norm(directions[:, :2], axis=1, keepdims=True), 1e-9)

@@ -37,10 +37,15 @@ def bare(model: MorphableModel) -> MorphableModel:
     )
 
 
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")).astype(int)
+
+
 def test_sheet_shows_every_section(model: MorphableModel, tmp_path: Path) -> None:
     path = tmp_path / "images" / "sheet.png"
     draw_model_sheet(model, path)
-    sheet = np.asarray(Image.open(path).convert("RGB")).astype(int)
+    sheet = read(path)
     assert sheet.shape == (7 * (TILE_PX + CAPTION_PX), COLUMNS * TILE_PX, 3)
     front = sheet[:TILE_PX, :TILE_PX]
     red, green, blue = front[TILE_PX // 3, TILE_PX // 2]
@@ -62,4 +67,4 @@ def test_seed_chooses_the_persons(model: MorphableModel, tmp_path: Path) -> None
 
 def test_model_without_expressions_and_colours(model: MorphableModel, tmp_path: Path) -> None:
     draw_model_sheet(bare(model), tmp_path / "sheet.png")
-    assert Image.open(tmp_path / "sheet.png").height == 4 * (TILE_PX + CAPTION_PX)
+    assert len(read(tmp_path / "sheet.png")) == 4 * (TILE_PX + CAPTION_PX)
