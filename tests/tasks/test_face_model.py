@@ -1,0 +1,33 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from models.face.formats import save_face_model
+from models.face.morphable import MorphableModel
+from tasks.artifacts import Workspace
+from tasks.face_model import load_face_model
+from tests.tiny_face import tiny_face
+from tests.tiny_workspace import tiny_params
+
+
+@pytest.fixture(scope="module")
+def face() -> MorphableModel:
+    return tiny_face()
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_a_path_counts_from_the_workspace(face: MorphableModel, tmp_path: Path, absolute: bool) -> None:
+    (tmp_path / "models").mkdir()
+    save_face_model(face, tmp_path / "models" / "face.npz")
+    path = tmp_path / "models" / "face.npz" if absolute else "models/face.npz"
+    params = tiny_params(face_model={"path": str(path), "identity_modes": 3})
+    found = load_face_model(params, Workspace(tmp_path))
+    assert found.identity_size == 3
+    assert found.name == "tiny"
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"tiny\.npz: no such face model"):
+        load_face_model(tiny_params(), Workspace(tmp_path))
