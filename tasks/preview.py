@@ -32,8 +32,8 @@ PART_COLOURS = ((0.70, 0.70, 0.72), (0.82, 0.30, 0.36), (0.35, 0.30, 0.58), (0.4
 """In the order of `models.types.PART_NAMES`."""
 
 # Towards the lights in camera space, and their strengths: a key from above left, a weak one from the right.
-LIGHTS = (((-0.42, -0.52, -0.74), 0.76), ((0.80, -0.05, -0.60), 0.18))
-AMBIENT = 0.42
+LIGHTS = (((-0.42, -0.52, -0.74), 0.72), ((0.80, -0.05, -0.60), 0.18))
+AMBIENT = 0.40
 
 YAWS_DEG = (-90.0, -60.0, -40.0, -20.0, 20.0, 40.0, 60.0, 90.0)
 TONES = (-2.0, -1.4, -0.8, -0.2, 0.4, 1.0, 1.6, 2.2)
@@ -147,7 +147,7 @@ def _render_row(model: MorphableModel, row: Sequence[_Tile]) -> list[NDArray[np.
     ears, tip = model.mean[model.landmark_vertices[[0, 16]]].mean(0), model.mean[model.landmark_vertices[30]]
     height = 1.52 * (brows - chin)[1]
     centre = torch.stack([torch.zeros(()), chin[1] + 0.5 * height, 0.5 * (ears + tip)[2]])
-    distance = FOCAL_PER_SIZE * 1.14 * height
+    distance = FOCAL_PER_SIZE * 1.22 * height
     in_camera = to_camera_space(
         vertices - centre,
         rotation=rotation_from_angles(*angles.unbind(1)),

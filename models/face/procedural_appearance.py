@@ -166,7 +166,7 @@ def albedo_modes(mesh: FaceMesh) -> Float[np.ndarray, "T V 3"]:
     modes = [
         melanin,
         redness,
-        lips[:, None] * np.array([0.028, -0.024, -0.020]),
+        lips[:, None] * np.array([0.022, -0.020, -0.017]),
         brows[:, None] * np.array([0.080, 0.062, 0.040]),
         iris[:, None] * np.array([0.050, 0.045, 0.032]),
         iris[:, None] * np.array([-0.030, 0.012, 0.058]),

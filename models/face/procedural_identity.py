@@ -78,8 +78,8 @@ def identity_modes(mesh: FaceMesh, *, count: int, lid_motion: Points) -> Float[n
     flat = np.round(generators.reshape(len(generators), -1), 4)
     _, axes = np.linalg.eigh(np.round(flat @ flat.T, 2))
     modes = (axes[:, ::-1][:, :count].T @ flat).reshape(count, -1, 3)
-    # The sign of an eigenvector is arbitrary. Its largest entry has a mirror partner of equal size, so the first large one
-    # decides.
+    # The sign of an eigenvector is arbitrary. Its largest entry has a mirror partner of equal size, so the first
+    # large one decides.
     size = np.abs(modes.reshape(count, -1))
     first = (size >= 0.5 * size.max(1, keepdims=True)).argmax(1)
     return modes * np.sign(modes.reshape(count, -1)[np.arange(count), first])[:, None, None]

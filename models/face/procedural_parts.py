@@ -177,7 +177,7 @@ def _add_eye(half: _Half, lid: Int[np.ndarray, "_"]) -> None:
     behind = EYE_CENTRE[2] + np.sqrt(np.maximum(hidden, 0.0)) - 0.5
     rim[:, 2] = np.clip(behind, margin[:, 2] - 6.0, margin[:, 2] - 1.4)
     # The rim has a margin of its own: shared vertices would round the edge of the lid in shading.
-    rows = []
+    rows: list[Int[np.ndarray, "_"]] = []
     for row in (margin, rim):
         uv = np.array([0.75, 0.1]) + 0.0055 * (row[:, :2] - EYE_CENTRE[:2])
         rows.append(half.add(row, uv, layer="rim", ring=len(rows), anchor=lid.astype(float), follows=1.0))

@@ -53,7 +53,7 @@ def test_sheet_shows_every_section(model: MorphableModel, tmp_path: Path) -> Non
     assert np.ptp(front[4, 4]) == 0, "the corner is background"
     # Most of the tile's height is face.
     covered = (np.abs(front - front[4, 4]).sum(2) > 20).any(1)
-    assert 0.75 * TILE_PX < covered.sum() < 0.95 * TILE_PX
+    assert 0.7 * TILE_PX < covered.sum() < 0.9 * TILE_PX
     assert [file.name for file in path.parent.iterdir()] == ["sheet.png"]
 
 
