@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -25,7 +27,7 @@ from tasks.params import RerenderedSource, SyntheticSource
 from tasks.scenery import HeadOutline, background, draw_behind, draw_hair, draw_openings
 from tasks.subjects import Shot, Subject, draw_shot, draw_subject, person_stream
 
-BATCH_SIZE = 32
+BATCH_SIZE = 16
 """Photos rendered together. Not a parameter: it bounds the memory and has no part in the result."""
 
 SKULL_POINTS = 240
@@ -116,14 +118,29 @@ def _photos(
     jobs: Iterator[_Job], face_model: MorphableModel, source: SyntheticSource | RerenderedSource
 ) -> Iterator[Photo]:
     studio = _Studio(face_model, source.size_px)
-    batch: list[_Job] = []
-    for job in jobs:
-        batch.append(job)
-        if len(batch) == BATCH_SIZE:
-            yield from studio.photograph(batch, source.name)
-            batch = []
-    if batch:
-        yield from studio.photograph(batch, source.name)
+    # While one batch is drawn and encoded here, the next is rendered beside it.
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        ahead: Future[_Exposures] | None = None
+        while batch := list(islice(jobs, BATCH_SIZE)):
+            current, ahead = ahead, beside.submit(studio.expose, batch)
+            if current is not None:
+                yield from studio.develop(current.result(), source.name)
+        if ahead is not None:
+            yield from studio.develop(ahead.result(), source.name)
+
+
+@dataclass(frozen=True)
+class _Exposures:
+    """A rendered batch."""
+
+    jobs: Sequence[_Job]
+    faces: Pixels
+    """(B, S, S, 3)"""
+    masks: NDArray[np.bool_]
+    heads: Sequence[HeadOutline]
+    rotation: NDArray[np.float32]
+    vertices: NDArray[np.float32]
+    neutral: NDArray[np.float32] | None
 
 
 class _Studio:
@@ -139,7 +156,8 @@ class _Studio:
         self.skull_triangles = torch.from_numpy(ConvexHull(self.skull.numpy()).simplices).long()
 
     @torch.no_grad()
-    def photograph(self, jobs: Sequence[_Job], source: str) -> Iterator[Photo]:
+    def expose(self, jobs: Sequence[_Job]) -> _Exposures:
+        """Render the faces."""
         shots = [job.shot for job in jobs]
         vertices, neutral = self._shapes(jobs)
         albedo = self.exact.albedo(_stack([job.subject.albedo for job in jobs])).float()
@@ -161,15 +179,28 @@ class _Studio:
         heads = self._heads(
             jobs, self.face_model.landmarks(vertices), rotation, translation, camera, landmarks, faces, masks
         )
-        for row, job in enumerate(jobs):
+        return _Exposures(
+            jobs=jobs,
+            faces=faces,
+            masks=masks,
+            heads=heads,
+            rotation=rotation.numpy(),
+            vertices=vertices.numpy(),
+            neutral=None if neutral is None else neutral.numpy(),
+        )
+
+    def develop(self, exposures: _Exposures, source: str) -> Iterator[Photo]:
+        """Draw everything else and encode."""
+        for row, job in enumerate(exposures.jobs):
+            head = exposures.heads[row]
             yield Photo(
                 name=job.name,
                 person=job.person,
-                content=self._compose(faces[row], masks[row], heads[row], job),
-                landmarks=landmarks[row],
-                rotation=rotation[row].numpy(),
-                vertices=vertices[row].numpy(),
-                neutral=None if neutral is None else neutral[row].numpy(),
+                content=self._compose(exposures.faces[row], exposures.masks[row], head, job),
+                landmarks=head.landmarks.astype(np.float32),
+                rotation=exposures.rotation[row],
+                vertices=exposures.vertices[row],
+                neutral=None if exposures.neutral is None else exposures.neutral[row],
                 mesh_id=job.mesh.mesh_id if job.mesh else f"{source}/{job.name}",
             )
 
