@@ -81,7 +81,7 @@ def degrade(image: Pixels, stream: Generator) -> bytes:
         )
     if stream.random() < 0.1:
         image = cv2.filter2D(image, -1, _motion(stream, max(image.shape[:2]))).astype(np.uint8)
-    gain = np.exp(stream.normal(0.0, 0.06, 3) + stream.normal(0.0, 0.1)).astype(np.float32)
+    gain = np.exp(stream.normal(0.0, 0.03, 3) + stream.normal(0.0, 0.1)).astype(np.float32)
     values = image * gain
     if stream.random() < 0.8:
         sigma = np.float32(stream.uniform(0.5, 7.0))

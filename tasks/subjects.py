@@ -221,5 +221,5 @@ def _draw_lights(stream: Generator) -> tuple[Floats, Floats, Floats]:
     second = stream.standard_normal(3)
     second /= np.linalg.norm(second)
     strength = np.array([[stream.uniform(0.2, 1.0)], [stream.uniform(0.0, 0.3)]])
-    tint = np.exp(stream.normal(0.0, 0.07, (3, 3)) + stream.normal(0.0, 0.05, 3))
+    tint = np.exp(stream.normal(0.0, 0.05, (3, 3)) + stream.normal(0.0, 0.03, 3))
     return tint[0] * stream.uniform(0.25, 0.7), np.array([key, second]), tint[1:] * strength
