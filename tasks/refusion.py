@@ -146,7 +146,9 @@ def _run_round(
 ) -> Round:
     """Train from the best checkpoint with a larger labelled share, measure, and take it back if geometry suffered."""
     section, number, before = params.refusion, len(rounds), best_round(rounds)
-    share = min(before.labelled_share + section.share_step, section.max_labelled_share)
+    # A stage that began above the limit is not brought down to it: the share is only ever raised.
+    raised = min(before.labelled_share + section.share_step, section.max_labelled_share)
+    share = max(before.labelled_share, raised)
     trainee.reconstructor.encoder.load_state_dict(state["best"]["weights"])
     shares = labelled_shares(params.train_fused.sources, trainee, share=share)
     update = {"steps": section.steps, "learning_rate": section.learning_rate, "validate_every": section.steps}

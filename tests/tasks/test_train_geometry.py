@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.face.formats import save_face_model
+from models.face.morphable import MorphableModel
+from models.reconstruction.reconstructor import load_reconstructor
+from tasks import train_geometry as stage
+from tasks.artifacts import Workspace, load_checkpoint
+from tasks.train_geometry import reconstructor_settings, train_geometry
+from tests.tiny_face import tiny_face
+from tests.tiny_workspace import SIZE_PX, Recorder, tiny_params
+
+
+@pytest.fixture(scope="module")
+def face() -> MorphableModel:
+    return tiny_face()
+
+
+@pytest.fixture
+def workspace(face: MorphableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    monkeypatch.setattr(stage, "track", Recorder().track)
+    monkeypatch.setattr(stage, "VALIDATION_FACES", 128)
+    save_face_model(face, tmp_path / "tiny.npz")
+    return Workspace(tmp_path)
+
+
+def write_noise(workspace: Workspace, *, sigma: float = 0.004) -> None:
+    folder = workspace.folder("train_detector")
+    folder.mkdir(parents=True, exist_ok=True)
+    covariance = np.tile(np.eye(136) * sigma**2, (2, 1, 1))
+    np.savez(folder / "noise.npz", covariance=covariance, bias=np.zeros((2, 136)))
+
+
+def test_the_stage_learns_shape_and_leaves_its_checkpoint(workspace: Workspace, face: MorphableModel) -> None:
+    write_noise(workspace)
+    params = tiny_params(train_geometry={"steps": 60, "batch_size": 64, "learning_rate": 5e-3})
+    train_geometry(params, workspace)
+    folder = workspace.folder("train_geometry")
+    assert {path.name for path in folder.iterdir()} == {"checkpoint.pt", "curve.csv", "metrics.json"}
+    restored = load_reconstructor(load_checkpoint(folder / "checkpoint.pt"), face)
+    assert restored.settings == reconstructor_settings(params)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert 1.0 < metrics["mean_face_mm"] < 20.0
+    assert metrics["shape_error_mm"] < 0.95 * metrics["mean_face_mm"]
+    with (folder / "curve.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    reprojection = [
+        float(row["value"]) for row in rows if (row["split"], row["name"]) == ("validation", "reprojection")
+    ]
+    assert reprojection[-1] < 0.3 * reprojection[0]
+    assert {"shape", "expression", "rotation", "pose_error_deg"} <= {row["name"] for row in rows}
+
+
+def test_without_the_detectors_noise_the_missing_stage_is_named(workspace: Workspace) -> None:
+    with pytest.raises(FileNotFoundError, match=r"noise\.npz: missing; run the stage train_detector first"):
+        train_geometry(tiny_params(), workspace)
+    assert not workspace.folder("train_geometry").exists()
+
+
+def test_noise_that_is_none_is_refused(workspace: Workspace) -> None:
+    write_noise(workspace, sigma=0.0)
+    with pytest.raises(ValueError, match="not positive definite; run train_detector again"):
+        train_geometry(tiny_params(), workspace)
+
+
+def test_settings_come_from_their_sections() -> None:
+    settings = reconstructor_settings(
+        tiny_params(validate_labels={"crop_scale": 1.5}, train_geometry={"width": 40, "refinements": 3})
+    )
+    assert (settings.crop_size_px, settings.crop_scale) == (SIZE_PX, 1.5)
+    assert (settings.geometry_width, settings.geometry_blocks, settings.geometry_refinements) == (40, 1, 3)
+    assert (settings.backbone, settings.width, settings.features) == ("resnet-slim", 4, 16)
