@@ -21,8 +21,18 @@ COLOURS = {
     "refusion": "#c8453b",
 }
 DPI = 110
-CURVE_TERMS = 6
-"""Curves in one chart at most: the losses that a stage logs beyond these are in MLflow."""
+CHARTS_PER_STAGE = 4
+TELLING = (
+    ("train", "loss"),
+    ("validation", "vertex_error_mm"),
+    ("validation", "landmark_nme"),
+    ("validation", "similarity"),
+    ("validation", "shape_error_mm"),
+    ("validation", "pose_error_deg"),
+    ("validation", "nme"),
+    ("validation", "loss"),
+)
+"""Curves worth a chart, by split and name, in order; the terms that a stage logs beyond these are in MLflow."""
 
 
 def error_distribution(scans: Mapping[str, np.ndarray], titles: Mapping[str, str]) -> bytes | None:
@@ -73,31 +83,25 @@ def by_yaw(
 
 
 def training_curves(path: Path) -> bytes | None:
-    """Loss terms of a stage's `curve.csv` over the steps, training beside validation; None without any."""
+    """The most telling rows of a stage's `curve.csv` over the steps, a small chart each; None without any."""
     curves = read_curve(path)
-    splits = [split for split in ("train", "validation") if curves.get(split)]
-    splits += [split for split in curves if split not in splits and curves[split]]
-    splits = splits[:2]
-    if not splits:
+    known = [(split, name) for split, names in curves.items() for name in names]
+    chosen = [curve for curve in TELLING if curve in known]
+    chosen = (chosen or known)[:CHARTS_PER_STAGE]
+    if not chosen:
         return None
-    chosen = {split: _telling(curves[split]) for split in splits}
-    names = list(dict.fromkeys(name for curves_ in chosen.values() for name in curves_))
-    figure = Figure(figsize=(3.6 * len(splits) + 1.6, 2.7))
-    lines = {}
-    for plot, split in zip(figure.subplots(1, len(splits), squeeze=False)[0], splits, strict=True):
-        for name, (steps, values) in chosen[split].items():
-            marker = "o" if len(steps) < 25 else None
-            colour = f"C{names.index(name) % 10}"
-            (lines[name],) = plot.plot(steps, values, color=colour, linewidth=1.2, marker=marker, markersize=2.5)
-        everything = np.concatenate([values for _, values in chosen[split].values()])
-        if len(everything) and everything.min() > 0 and everything.max() > 20 * everything.min():
+    figure = Figure(figsize=(2.6 * CHARTS_PER_STAGE, 2.1))
+    # Always the same number of places, so that the charts of all stages stand below each other.
+    for plot, (split, name) in zip(figure.subplots(1, CHARTS_PER_STAGE)[: len(chosen)], chosen, strict=True):
+        steps, values = curves[split][name]
+        marker = "o" if len(steps) < 40 else None
+        plot.plot(steps, values, color="#6aa5d8" if split == "train" else "#c8453b", marker=marker, markersize=2.5)
+        if values.min() > 0 and values.max() > 20 * values.min():
             plot.set_yscale("log")
-        plot.set_title(split, fontsize=9)
-        plot.set_xlabel("step", fontsize=8)
-    width = figure.get_figwidth()
-    figure.legend(lines.values(), lines, loc="center right", frameon=False, fontsize=7)
-    figure.tight_layout(rect=(0, 0, 1 - 1.6 / width, 1))
-    return _png(figure, tight=False)
+        plot.set_title(f"{split}: {name.replace('_', ' ')}", fontsize=8)
+    for plot in figure.axes[len(chosen) :]:
+        plot.remove()
+    return _png(figure)
 
 
 def read_curve(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]]:
@@ -119,20 +123,6 @@ def read_curve(path: Path) -> dict[str, dict[str, tuple[np.ndarray, np.ndarray]]
         split: {name: (np.array(rows)[:, 0], np.array(rows)[:, 1]) for name, rows in names.items()}
         for split, names in curves.items()
     }
-
-
-def _telling(names: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """The curves that move most, in their own order: priors that hardly change would only crowd the chart."""
-
-    def movement(name: str) -> float:
-        values = names[name][1]
-        finite = values[np.isfinite(values)]
-        return float(np.ptp(finite) / (np.abs(finite).mean() + 1e-9)) if len(finite) > 1 else 0.0
-
-    total = [name for name in names if name in ("loss", "score", "objective")]
-    others = sorted((name for name in names if name not in total), key=movement, reverse=True)
-    kept = {*total, *others[: max(0, CURVE_TERMS - len(total))]}
-    return {name: names[name] for name in names if name in kept}
 
 
 def colour_bar(colours: Sequence[Sequence[float]], *, limit_mm: float) -> bytes:

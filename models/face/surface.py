@@ -16,6 +16,9 @@ from scipy.spatial.transform import Rotation
 NEIGHBOURS = 2
 """Vertices whose triangles are measured. One misses 2 % of the nearest triangles, two miss 0.5 %, three 0.1 %."""
 
+CHUNK_POINTS = 128
+"""Points measured at once: few enough that their thousand or two triangles stay in the processor's cache."""
+
 ICP_STEPS = 4
 
 CROP_SCALE = 1.4
@@ -29,23 +32,29 @@ class SurfaceTopology:
     """What the triangles alone say, prepared once for all meshes of a face model."""
 
     triangles: Int[np.ndarray, "F 3"]
-    around: Int[np.ndarray, "V K"]
-    """Triangles at every vertex; rows are filled up by repeating their first entry."""
+    around: Int[np.ndarray, "C"]
+    """The triangles at vertex 0, then those at vertex 1, …; three entries for every triangle."""
+    start: Int[np.ndarray, "V"]
+    """Where each vertex begins in `around`."""
+    degree: Int[np.ndarray, "V"]
 
     @classmethod
     def build(cls, triangles: Int[np.ndarray, "F 3"], vertex_count: int) -> SurfaceTopology:
-        """Raises: ValueError if a vertex index is out of range."""
+        """Sort the triangles by their vertices.
+
+        Raises: ValueError if a vertex index is out of range, or a vertex belongs to no triangle.
+        """
         triangles = np.asarray(triangles, dtype=np.int64)
         if len(triangles) == 0 or triangles.min() < 0 or triangles.max() >= vertex_count:
             raise ValueError(f"triangles refer to vertices outside 0 to {vertex_count - 1}, or there are none")
         corner = triangles.ravel()
         order = np.argsort(corner, kind="stable")
         degree = np.bincount(corner, minlength=vertex_count)
-        start = np.cumsum(degree) - degree
-        place = np.minimum(np.arange(degree.max()), np.maximum(degree - 1, 0)[:, None])
-        # A vertex without triangles borrows the first triangle, so it is measured too far if at all.
-        slot = np.where(degree[:, None] > 0, start[:, None] + place, 0)
-        return cls(triangles=triangles, around=order[slot] // 3)
+        if degree.min() == 0:
+            raise ValueError(
+                f"vertex {int(degree.argmin())} belongs to no triangle, expected a mesh without loose points"
+            )
+        return cls(triangles=triangles, around=order // 3, start=np.cumsum(degree) - degree, degree=degree)
 
 
 def surface_distance(
@@ -59,18 +68,38 @@ def surface_distance(
     """Distance of each point to the nearest point on the mesh, exact on the triangles around the nearest vertices."""
     tree = cKDTree(vertices) if tree is None else tree
     _, nearest = tree.query(points, k=neighbours)
-    candidates = topology.around[nearest.reshape(len(points), -1)].reshape(len(points), -1)
+    nearest = nearest.reshape(len(points), neighbours)
     corners = vertices[topology.triangles]
     first = corners[:, 0]
-    edge, other = corners[:, 1] - first, corners[:, 2] - first
-    squares = np.empty(candidates.shape)
-    for column, triangle in enumerate(candidates.T):
-        squares[:, column] = _triangle_square(points - first[triangle], edge[triangle], other[triangle])
-    return np.sqrt(squares.min(axis=1))
+    frames = np.concatenate([first, corners[:, 1] - first, corners[:, 2] - first], axis=1)
+    distance = np.empty(len(points))
+    for start in range(0, len(points), CHUNK_POINTS):
+        part = slice(start, start + CHUNK_POINTS)
+        distance[part] = _chunk_distance(points[part], nearest[part], frames, topology)
+    return distance
+
+
+def _chunk_distance(
+    points: Float[np.ndarray, "N 3"],
+    nearest: Int[np.ndarray, "N K"],
+    frames: Float[np.ndarray, "F 9"],
+    topology: SurfaceTopology,
+) -> Float[np.ndarray, "N"]:
+    # Pairs of a point and a triangle, grouped by point.
+    degree = topology.degree[nearest].ravel()
+    place = np.arange(degree.sum()) - np.repeat(np.cumsum(degree) - degree, degree)
+    triangle = topology.around[np.repeat(topology.start[nearest].ravel(), degree) + place]
+    per_point = degree.reshape(nearest.shape).sum(axis=1)
+    # Components first: numpy then runs along memory.
+    frame = np.ascontiguousarray(frames.take(triangle, axis=0).T)
+    offset = np.repeat(points.T, per_point, axis=1) - frame[:3]
+    squares = _triangle_square(offset, frame[3:6], frame[6:])
+    distance: Float[np.ndarray, "N"] = np.sqrt(np.minimum.reduceat(squares, np.cumsum(per_point) - per_point))
+    return distance
 
 
 def _triangle_square(
-    offset: Float[np.ndarray, "N 3"], edge: Float[np.ndarray, "N 3"], other: Float[np.ndarray, "N 3"]
+    offset: Float[np.ndarray, "3 N"], edge: Float[np.ndarray, "3 N"], other: Float[np.ndarray, "3 N"]
 ) -> Float[np.ndarray, "N"]:
     """Squared distance of points to one triangle each; `offset` leads from its first corner to the point."""
     along_edge, along_other = _dot(offset, edge), _dot(offset, other)
@@ -101,8 +130,8 @@ def _segment_square(
     return square - 2 * share * along + share * share * length_square
 
 
-def _dot(first: Float[np.ndarray, "N 3"], second: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N"]:
-    product: Float[np.ndarray, "N"] = np.einsum("nc,nc->n", first, second)
+def _dot(first: Float[np.ndarray, "3 N"], second: Float[np.ndarray, "3 N"]) -> Float[np.ndarray, "N"]:
+    product: Float[np.ndarray, "N"] = np.einsum("cn,cn->n", first, second)
     return product
 
 
@@ -141,9 +170,9 @@ def refine_to_surface(
         centred = points - centre
         columns = [np.cross(centred, normal), normal]
         if scale:
-            columns.append(_dot(centred, normal)[:, None])
+            columns.append(_dot(centred.T, normal.T)[:, None])
         system = np.concatenate(columns, axis=1)
-        gap = _dot(vertices[nearest] - points, normal)
+        gap = _dot((vertices[nearest] - points).T, normal.T)
         motion = np.linalg.lstsq(system.T @ system, system.T @ gap, rcond=None)[0]
         factor = 1.0 + float(motion[6]) if scale else 1.0
         points = factor * centred @ Rotation.from_rotvec(motion[:3]).as_matrix().T + centre + motion[3:6]

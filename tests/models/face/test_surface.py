@@ -50,12 +50,18 @@ def topology(patch: trimesh.Trimesh) -> SurfaceTopology:
 def test_every_vertex_knows_exactly_its_triangles(patch: trimesh.Trimesh, topology: SurfaceTopology) -> None:
     for vertex in (0, 5, 100, len(patch.vertices) - 1):
         expected = set(np.nonzero((patch.faces == vertex).any(1))[0])
-        assert set(topology.around[vertex]) == expected
+        start = topology.start[vertex]
+        assert set(topology.around[start : start + topology.degree[vertex]]) == expected
 
 
 def test_triangles_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="outside 0 to 2"):
         SurfaceTopology.build(np.array([[0, 1, 3]]), 3)
+
+
+def test_loose_points_are_refused() -> None:
+    with pytest.raises(ValueError, match="vertex 3 belongs to no triangle"):
+        SurfaceTopology.build(np.array([[0, 1, 2]]), 4)
 
 
 @pytest.mark.parametrize(
