@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from flows.failures import StageError, reported
 from flows.processes import run_child
 from flows.server import prefect_server
 from flows.stages import FUNCTIONS
-from flows.workspace import allow_without_git, create_workspace, preset_names, preset_path, read_yaml
+from flows.workspace import allow_without_git, create_workspace, preset_names, preset_path
 
 app = typer.Typer(
     name="mien",
@@ -152,14 +153,16 @@ def _require_workspace(workspace: Path) -> None:
 
 def _say_what_next(workspace: Path) -> None:
     root = workspace.resolve()
-    model = read_yaml(root / "params.yaml").get("register", {}).get("model_name", "mien-reconstructor")
+    summary = json.loads((root / "artifacts" / "register" / "summary.json").read_text(encoding="utf-8"))
+    failed = [name for name, rule in summary["rules"].items() if rule["outcome"] == "failed"]
+    verdict = f"  (not promoted: {', '.join(failed)})" if failed else ""
     here = f" --workspace {workspace}" if workspace != Path() else ""
     print(f"""
 Done: {len(FUNCTIONS)} stages are up to date.
 
   report            {root / "artifacts" / "evaluate" / "report.html"}
-  label checks      {root / "artifacts" / "validate_labels" / "data_docs"}
-  model             models:/{model}@champion
+  label checks      {root / "artifacts" / "validate_labels" / "data_docs" / "index.html"}
+  model             {summary["uri"]}{verdict}
 
   MLflow page       mlflow ui --backend-store-uri sqlite:///{root / "mlruns" / "mlflow.db"}
   Prefect page      PREFECT_HOME={root / ".mien" / "prefect"} prefect server start

@@ -31,6 +31,9 @@ FUNCTIONS = {
 }
 """Module and function of every stage; imported only when it runs."""
 
+CHATTY = ("great_expectations", "lightning.fabric.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero")
+"""Loggers whose news, such as the precision chosen, would be told in every stage."""
+
 
 def stage_function(name: str) -> Callable[[Params, Workspace], None]:
     """The plain function of a stage.
@@ -69,8 +72,7 @@ def run_stage(name: str, workspace: Path) -> None:
         create_markdown_artifact(key=name.replace("_", "-"), markdown=_summary(place.folder(name)), description=name)
         return Completed()
 
-    # Otherwise told twice in every training stage: which precision was chosen.
-    for chatty in ("lightning.fabric.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero"):
+    for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     failure_path(workspace, name).unlink(missing_ok=True)
     started = time.monotonic()

@@ -8,8 +8,15 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-HEADLINES = ("scan_error_mm_median", "vertex_error_mm", "landmark_nme", "pose_error_deg", "similarity")
-"""Metrics of the evaluation that fit on a screen."""
+HEADLINES = {
+    "scan_error_mm_median": "scan error\nmedian mm",
+    "vertex_error_mm": "vertices\nmm",
+    "normal_error_deg": "normals\ndeg",
+    "landmark_nme": "landmarks\nNME",
+    "pose_error_deg": "pose\ndeg",
+    "similarity": "simi-\nlarity",
+}
+"""Metrics of the evaluation that fit on a screen, with their headings."""
 
 
 def show_status(workspace: Path) -> None:
@@ -47,7 +54,7 @@ def _causes(entries: list[object]) -> list[str]:
 
 
 def _evaluation(metrics: dict[str, object]) -> Table:
-    table = Table("model", *HEADLINES)
+    table = Table("test split", *HEADLINES.values())
     for name, values in metrics.items():
         if isinstance(values, dict) and any(key in values for key in HEADLINES):
             found = [values.get(key) for key in HEADLINES]

@@ -87,7 +87,7 @@ def test_the_model_is_registered(made: tuple[Workspace, str]) -> None:
     assert client.get_model_version_by_alias("mien-reconstructor", "challenger").version == "1"
     summary = read_json(made[0].folder("register") / "summary.json")
     aliases = client.get_registered_model("mien-reconstructor").aliases
-    assert ("champion" in aliases) == summary["promoted"]
+    assert ("champion" in aliases) == (summary["alias"] == "champion")
 
 
 def test_every_stage_is_a_flow_run_and_an_mlflow_run(made: tuple[Workspace, str]) -> None:
