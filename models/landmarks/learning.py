@@ -1,0 +1,203 @@
+"""What the landmark network minimises: errors on real crops and warped copies, its own doubt, presence of a face."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor, nn
+
+from models.landmarks.augment import (
+    Augmentation,
+    faceless_crops,
+    jitter_colours,
+    points_in_frames,
+    tight_crops,
+    tight_noise,
+    wide_crops,
+    wide_noise,
+)
+from models.landmarks.framing import frame_affine
+from models.landmarks.hierarchical import HierarchicalNetwork, LandmarkOutput
+from models.losses.landmarks import error_likelihood, presence_loss, wing_loss
+
+MODE_CROPS = 2000
+"""Crops of each kind from which the principal directions are found."""
+
+MODE_FLOOR = 0.003
+"""Shortest direction, in crop sides: finer motions than a third of a pixel are learned at this pace."""
+
+
+@dataclass(frozen=True)
+class LandmarkSamples:
+    """Annotated photos in memory."""
+
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]]
+    points: Float[np.ndarray, "M 68 2"]
+    """Pixels of the photos."""
+    mean_shape: Float[np.ndarray, "68 2"]
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """Weights of the terms and make-up of a batch."""
+
+    batch_size: int
+    """Real crops; the warped copies and the crops without a face come on top."""
+    wing_width_px: float = 10.0
+    wing_curvature_px: float = 2.0
+    augmented_weight: float = 1.0
+    augmented_share: float = 0.5
+    """Warped copies per real crop."""
+    consistency_weight: float = 0.0
+    likelihood_weight: float = 0.1
+    presence_weight: float = 0.5
+    faceless_share: float = 0.125
+    """Crops without a face per real crop."""
+
+
+class LandmarkObjective:
+    """Loss of one step: Wing on tight crops, λ Wing on warped copies, likelihood of the errors, presence.
+
+    `rows` lists the faces to draw from, as the pose balance chose them; (index, flipped) each.
+    """
+
+    def __init__(
+        self,
+        samples: LandmarkSamples,
+        rows: Int[np.ndarray, "R 2"],
+        *,
+        settings: ObjectiveSettings,
+        size_px: int,
+        augmentation: Augmentation | None = None,
+    ) -> None:
+        self.samples = samples
+        self.rows = rows
+        self.settings = settings
+        self.size_px = size_px
+        self.augmentation = augmentation or Augmentation()
+
+    def __call__(self, network: nn.Module, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Draw a batch and measure it; all randomness comes from the generator's seed."""
+        random = np.random.default_rng(generator.initial_seed())
+        settings = self.settings
+        images, points, real, faces = self._batch(random)
+        output: LandmarkOutput = network(images.contiguous(memory_format=torch.channels_last))
+        found = output.points[:faces]
+        error = wing_loss(found, points, width=settings.wing_width_px, curvature=settings.wing_curvature_px)
+        named = {
+            "wing": error[:real].mean(),
+            "wing_augmented": error[real:].mean(),
+            "likelihood": error_likelihood(output.log_sigma[:faces], found, points).mean(),
+            "presence": presence_loss(output.presence, (torch.arange(len(images)) < faces).float()).mean(),
+            "error_px": (found[:real] - points[:real]).detach().norm(dim=2).mean(),
+        }
+        total = (
+            named["wing"]
+            + settings.augmented_weight * named["wing_augmented"]
+            + settings.likelihood_weight * named["likelihood"]
+            + settings.presence_weight * named["presence"]
+        )
+        return total, named
+
+    def _batch(self, random: np.random.Generator) -> tuple[Tensor, Tensor, int, int]:
+        settings, samples = self.settings, self.samples
+        count = settings.batch_size
+        drawn = self.rows[random.choice(len(self.rows), count, replace=len(self.rows) < count)]
+        copies = max(1, round(count * settings.augmented_share))
+        # The balance decides whether a row is mirrored; the warped copy is mirrored the other way.
+        tight = tight_crops(
+            samples.images,
+            samples.points,
+            drawn[:, 0],
+            shape=samples.mean_shape,
+            size_px=self.size_px,
+            flip=drawn[:, 1].astype(bool),
+            augmentation=self.augmentation,
+            generator=random,
+        )
+        wide = wide_crops(
+            samples.images,
+            samples.points,
+            drawn[:copies, 0],
+            size_px=self.size_px,
+            flip=~drawn[:copies, 1].astype(bool),
+            augmentation=self.augmentation,
+            generator=random,
+        )
+        without = faceless_crops(
+            samples.images,
+            samples.points,
+            drawn[: max(1, round(count * settings.faceless_share)), 0],
+            size_px=self.size_px,
+            generator=random,
+        )
+        pixels = torch.from_numpy(np.concatenate([tight.images, wide.images, without]))
+        images = jitter_colours(pixels, augmentation=self.augmentation, generator=random)
+        points = torch.from_numpy(np.concatenate([tight.points, wide.points]))
+        return images, points, count, count + copies
+
+
+def coordinate_modes(
+    samples: LandmarkSamples,
+    *,
+    size_px: int,
+    generator: np.random.Generator,
+    augmentation: Augmentation | None = None,
+) -> tuple[Float[Tensor, "136"], Float[Tensor, "136 136"]]:
+    """Mean and principal directions of the points in training crops, in crop sides around the crop's centre.
+
+    Each direction is as long as the points' standard deviation along it, but at least `MODE_FLOOR`.
+    """
+    augmentation = augmentation or Augmentation()
+    which = generator.integers(0, len(samples.points), MODE_CROPS)
+    flip = generator.random(MODE_CROPS) < 0.5
+    centre, side, angle = tight_noise(samples.points[which], samples.mean_shape, augmentation, generator)
+    tight = points_in_frames(samples.points[which], frame_affine(centre, side, angle, size_px=size_px, flip=flip), flip)
+    centre, side, angle = wide_noise(samples.points[which], augmentation, generator)
+    wide = points_in_frames(samples.points[which], frame_affine(centre, side, angle, size_px=size_px, flip=flip), flip)
+    offsets = (np.concatenate([tight, wide]) / size_px - 0.5).reshape(2 * MODE_CROPS, -1)
+    mean = offsets.mean(0)
+    _, singular, directions = np.linalg.svd(offsets - mean, full_matrices=False)
+    length = np.maximum(singular / np.sqrt(len(offsets)), MODE_FLOOR)
+    return torch.from_numpy(mean).float(), torch.from_numpy(length[:, None] * directions).float()
+
+
+class AveragedNetwork(nn.Module):
+    """A network beside the moving average of its weights: trains the one, evaluates the other.
+
+    Both are in the state dict, so a run that was killed goes on with the same average.
+    """
+
+    steps: Int[Tensor, ""]
+
+    def __init__(self, network: HierarchicalNetwork, *, decay: float = 0.995) -> None:
+        super().__init__()
+        self.network = network
+        self.average = copy.deepcopy(network).requires_grad_(False)
+        self.decay = decay
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, image: Float[Tensor, "B 3 S S"]) -> LandmarkOutput:
+        """The training network's answer while training, else that of the average."""
+        if not self.training:
+            return self.average(image)
+        self._follow()
+        return self.network(image)
+
+    def steps_taken(self) -> int:
+        """Training steps so far, also those before a kill."""
+        return int(self.steps)
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        self.steps += 1
+        # Young averages forget faster, or the random start would stay in them.
+        decay = min(self.decay, (1.0 + float(self.steps)) / (10.0 + float(self.steps)))
+        ours, theirs = self.average.state_dict(), self.network.state_dict()
+        floats = [key for key, value in ours.items() if value.is_floating_point()]
+        torch._foreach_lerp_([ours[key] for key in floats], [theirs[key] for key in floats], 1.0 - decay)

@@ -1,0 +1,144 @@
+"""Training of the landmark network on a handful of drawings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.landmarks.cascade import HierarchicalDetector, detector_content, load_hierarchical
+from models.landmarks.framing import box_side
+from models.landmarks.hierarchical import HierarchicalNetwork, NetworkWidths
+from models.landmarks.learning import (
+    AveragedNetwork,
+    LandmarkObjective,
+    LandmarkSamples,
+    ObjectiveSettings,
+    coordinate_modes,
+)
+from models.training.loop import LoopSettings, build_fabric, train
+
+SIZE = 64
+SMALL = NetworkWidths(stem=8, patch=16, second=24, third=32, level_two=32, fused=24, hidden=64)
+
+
+def start(samples: LandmarkSamples) -> AveragedNetwork:
+    torch.manual_seed(0)
+    modes = coordinate_modes(samples, size_px=SIZE, generator=np.random.default_rng(0))
+    return AveragedNetwork(HierarchicalNetwork(SIZE, widths=SMALL, modes=modes), decay=0.9)
+
+
+def fit(
+    samples: LandmarkSamples, averaged: AveragedNetwork, *, steps: int, progress: Path, kill_after: int | None = None
+) -> None:
+    rows = np.stack([np.repeat(np.arange(24), 2), np.tile([0, 1], 24)], 1)
+    objective = LandmarkObjective(
+        samples, rows, settings=ObjectiveSettings(batch_size=16, faceless_share=0.25), size_px=SIZE
+    )
+
+    def validate(network: nn.Module) -> dict[str, float]:
+        if averaged.steps_taken() > (steps if kill_after is None else kill_after):
+            raise KeyboardInterrupt
+        return {"score": -float(averaged.steps_taken())}
+
+    train(
+        build_fabric(device="cpu", precision="32-true"),
+        averaged,
+        settings=LoopSettings(
+            steps=steps,
+            learning_rate=4e-3,
+            warmup_steps=2,
+            weight_decay=1e-4,
+            clip_norm=10.0,
+            validate_every=4,
+            patience=1000,
+            seed=0,
+        ),
+        loss=objective,
+        validate=validate,
+        progress_folder=progress,
+        fingerprint="test",
+        name="train_detector",
+    )
+
+
+@pytest.fixture(scope="module")
+def detector(drawn_faces: LandmarkSamples, tmp_path_factory: pytest.TempPathFactory) -> HierarchicalDetector:
+    """A detector that has seen the drawings for some seconds."""
+    averaged = start(drawn_faces)
+    fit(drawn_faces, averaged, steps=90, progress=tmp_path_factory.mktemp("progress"))
+    content = detector_content(averaged.average, mean_shape=drawn_faces.mean_shape, sigma_scale=1.0)
+    return load_hierarchical(content)
+
+
+def mean_error(detector: HierarchicalDetector, samples: LandmarkSamples) -> float:
+    found = detector.detect(samples.images)
+    errors = [
+        np.linalg.norm(one.landmarks - points, axis=1).mean() / side
+        for one, points, side in zip(found, samples.points, box_side(samples.points), strict=True)
+        if one is not None
+    ]
+    assert len(errors) >= 20
+    return float(np.mean(errors))
+
+
+def test_overfits_a_few_drawings(detector: HierarchicalDetector, drawn_faces: LandmarkSamples) -> None:
+    assert mean_error(detector, drawn_faces) < 0.04
+
+
+def test_photo_without_a_face(detector: HierarchicalDetector) -> None:
+    flat = np.full((96, 96, 3), 60, np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (80, 120, 3)).astype(np.uint8)
+    assert detector.detect([flat, noise]) == [None, None]
+
+
+def test_no_photos(detector: HierarchicalDetector) -> None:
+    assert detector.detect([]) == []
+
+
+def test_small_face_in_a_large_photo_is_found_by_the_windows(
+    detector: HierarchicalDetector, drawn_faces: LandmarkSamples
+) -> None:
+    photo = np.full((200, 260, 3), 50, np.uint8)
+    photo[90:186, 20:116] = drawn_faces.images[0]
+    found = detector.detect([photo])[0]
+    assert found is not None
+    error = np.linalg.norm(found.landmarks - (drawn_faces.points[0] + [20, 90]), axis=1).mean()
+    assert error < 0.1 * box_side(drawn_faces.points[:1])[0]
+
+
+def test_resumed_run_ends_with_the_same_weights(drawn_faces: LandmarkSamples, tmp_path: Path) -> None:
+    undisturbed, killed, resumed = (start(drawn_faces) for _ in range(3))
+    fit(drawn_faces, undisturbed, steps=8, progress=tmp_path / "first")
+    with pytest.raises(KeyboardInterrupt):
+        # The validation after four steps is saved, the one after eight kills.
+        fit(drawn_faces, killed, steps=8, progress=tmp_path / "second", kill_after=4)
+    assert list((tmp_path / "second").iterdir())
+    fit(drawn_faces, resumed, steps=8, progress=tmp_path / "second")
+    for name, weight in undisturbed.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_average_follows_the_weights(drawn_faces: LandmarkSamples) -> None:
+    averaged = start(drawn_faces).train()
+    with torch.no_grad():
+        for parameter in averaged.network.parameters():
+            parameter.fill_(1.0)
+    for _ in range(200):
+        averaged._follow()
+    for parameter in averaged.average.parameters():
+        torch.testing.assert_close(parameter, torch.ones_like(parameter), atol=1e-3, rtol=0)
+    assert not any(parameter.requires_grad for parameter in averaged.average.parameters())
+
+
+def test_modes_span_the_targets(drawn_faces: LandmarkSamples) -> None:
+    mean, modes = coordinate_modes(drawn_faces, size_px=SIZE, generator=np.random.default_rng(0))
+    assert mean.shape == (136,)
+    assert modes.shape == (136, 136)
+    # Orthogonal rows, longest first: a step of the same length in each is a typical change of the points.
+    gram = modes @ modes.T
+    torch.testing.assert_close(gram, gram.diagonal().diag(), atol=1e-5, rtol=0)
+    assert bool((gram.diagonal().diff() <= 1e-6).all())
