@@ -118,9 +118,13 @@ def tracking_uri(params: Params, workspace: Workspace) -> str:
 
 
 def quiet_mlflow() -> None:
-    """Switch off MLflow's telemetry and chatter; has effect if called before MLflow is imported."""
+    """Import MLflow without telemetry, progress bars and chatter; nothing else imports it first."""
     os.environ.setdefault("DO_NOT_TRACK", "true")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    # MLflow sets up its loggers while it is imported.
+    import mlflow  # noqa: F401
+
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
 

@@ -161,3 +161,14 @@ def label_params() -> Callable[..., Params]:
 def label_data() -> Callable[[int], LabelData]:
     """As many photos as asked for, every second one with a mesh, and nothing wrong with any."""
     return LabelData
+
+
+@pytest.fixture(scope="session")
+def registered(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A workspace with small networks of random weights, registered as champion; read-only."""
+    from tasks.register import register
+    from tests.tasks.trained_workspace import trained_workspace
+
+    params, workspace = trained_workspace(tmp_path_factory.mktemp("registered"))
+    register(params, workspace)
+    return workspace

@@ -1,0 +1,165 @@
+"""Photos to files: what is written, what is refused, and that the served model says the same."""
+
+from __future__ import annotations
+
+import json
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trimesh
+from PIL import Image
+
+from tasks.artifacts import Workspace
+from tasks.params import load_params
+from tasks.reconstruct import ReconstructionError, open_champion, read_face, reconstruct_photos
+from tests.tasks.trained_workspace import PHOTO_SIZE_PX, front_points, write_photo
+
+
+def projected(document: dict, vertices: np.ndarray) -> np.ndarray:
+    camera = document["camera"]
+    seen = vertices @ np.array(camera["R"]).T + np.array(camera["t_mm"])
+    pixels = seen @ np.array(camera["K"]).T
+    return pixels[:, :2] / pixels[:, 2:]
+
+
+def landmark_table(path: Path, rows: dict[str, np.ndarray]) -> Path:
+    header = ",".join(["file", *[f"{axis}{point}" for point in range(68) for axis in "xy"]])
+    lines = [",".join([name, *map(str, points.ravel())]) for name, points in rows.items()]
+    path.write_text("\n".join([header, *lines]))
+    return path
+
+
+def test_champion_writes_mesh_overlay_and_camera_that_agree(registered: Workspace, tmp_path: Path) -> None:
+    photo = write_photo(tmp_path / "face.png", 400)
+    written = reconstruct_photos([photo], tmp_path / "out", workspace=registered)
+    assert [path.name for path in written] == ["face.obj", "face_overlay.png", "face.json"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["face.json", "face.obj", "face_overlay.png"]
+    mesh = trimesh.load(written[0], process=False)
+    assert mesh.vertices.shape == (210, 3)
+    assert mesh.visual.vertex_colors.shape == (210, 4)
+    document = json.loads(written[2].read_text())
+    assert document["model"] == {"name": "mien-reconstructor", "version": 1, "alias": "champion"}
+    assert document["face_model"]["licence"] == "CC0-1.0"
+    assert set(document["coefficients"]["expression"]) == {"jawOpen", "eyeBlinkLeft", "eyeBlinkRight"}
+    model = open_champion(load_params(registered.params), registered).reconstructor.model
+    pixels = projected(document, mesh.vertices)[model.landmark_vertices.numpy()]
+    assert np.abs(pixels - np.array(document["landmarks"]["projected_px"])).max() < 0.02
+    before, after = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (photo, written[1]))
+    assert before.shape == after.shape
+    changed = np.argwhere(np.abs(before - after).max(2) > 0)[:, ::-1]
+    face = projected(document, mesh.vertices)
+    assert len(changed) > 1000
+    assert (changed.min(0) >= face.min(0) - 2).all()
+    assert (changed.max(0) <= face.max(0) + 2).all()
+
+
+def test_served_model_agrees_with_the_networks(registered: Workspace, tmp_path: Path) -> None:
+    import mlflow
+    import pandas
+
+    params = load_params(registered.params)
+    reader = open_champion(params, registered)
+    (folder,) = (registered.root / "mlruns" / "artifacts" / "models").iterdir()
+    served = mlflow.pyfunc.load_model(str(folder / "artifacts"))
+    photos = [write_photo(tmp_path / f"{size}.png", size) for size in (PHOTO_SIZE_PX, 900)]
+    rows = served.predict(pandas.DataFrame({"image": [photo.read_bytes() for photo in photos]}))
+    for photo, row, size in zip(photos, rows, (PHOTO_SIZE_PX, 900), strict=True):
+        face = read_face(reader, photo)
+        assert row["error"] is None
+        assert np.abs(row["landmarks_detected"] - face.detection.landmarks).max() < 0.004 * size
+        vertices = face.reconstruction.mesh.vertices[0].numpy()
+        assert np.abs(row["vertices"] - vertices)[:, :2].max() < 1.0
+        assert row["intrinsics"] == pytest.approx(face.intrinsics.numpy(), rel=0.01, abs=0.01)
+
+
+def test_checkpoint_and_given_landmarks(registered: Workspace, tmp_path: Path) -> None:
+    photo = write_photo(tmp_path / "face.png")
+    table = landmark_table(tmp_path / "points.csv", {"face.png": front_points()})
+    written = reconstruct_photos(
+        [photo], tmp_path / "out", workspace=registered, checkpoint=registered.folder("refusion"), landmarks=table
+    )
+    document = json.loads(written[2].read_text())
+    assert document["model"] == {"checkpoint": str(registered.folder("refusion") / "checkpoint.pt")}
+    assert np.array(document["landmarks"]["detected_px"]) == pytest.approx(front_points(), abs=1e-3)
+    assert document["landmarks"]["confidence"] == [pytest.approx(0.8)] * 68
+
+
+def test_bad_photos_are_named_and_the_others_go_on(
+    registered: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    (folder / "again").mkdir(parents=True)
+    write_photo(folder / "good.png")
+    write_photo(folder / "again" / "good.png")
+    (folder / "text.jpg").write_text("no photo")
+    content = BytesIO()
+    noise = np.random.default_rng(0).integers(0, 255, (80, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(content, format="JPEG")
+    (folder / "cut.jpg").write_bytes(content.getvalue()[:-2000])
+    write_photo(folder / "points.png")
+    table = landmark_table(tmp_path / "points.csv", {"points.png": np.full((68, 2), np.nan)})
+    out = tmp_path / "out"
+    with pytest.raises(ReconstructionError, match="4 of 5 photos could not be reconstructed"):
+        reconstruct_photos([folder, folder / "again" / "good.png"], out, workspace=registered, landmarks=table)
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 4
+    for line, name, reason in zip(
+        lines,
+        ("cut.jpg", "points.png", "text.jpg", "again/good.png"),
+        ("truncated", "landmarks_not_finite", "not_an_image", "would replace those of"),
+        strict=True,
+    ):
+        assert f"{name}: " in line
+        assert reason in line
+    assert sorted(path.name for path in out.iterdir()) == ["good.json", "good.obj", "good_overlay.png"]
+
+
+def test_coinciding_points_are_refused(
+    registered: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = write_photo(tmp_path / "face.png")
+    table = landmark_table(tmp_path / "points.csv", {"face.png": np.full((68, 2), 40.0)})
+    with pytest.raises(ReconstructionError, match="1 of 1 photos"):
+        reconstruct_photos([photo], tmp_path / "out", workspace=registered, landmarks=table)
+    assert "coincide" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_failed_writing_leaves_nothing(registered: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("disk full")
+
+    monkeypatch.setattr("tasks.reconstruct.overlay", broken)
+    with pytest.raises(RuntimeError, match="disk full"):
+        reconstruct_photos([write_photo(tmp_path / "face.png")], tmp_path / "out", workspace=registered)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_no_champion_is_one_line_and_makes_no_registry(registered: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text(registered.params.read_text())
+    photo = write_photo(tmp_path / "face.png")
+    with pytest.raises(FileNotFoundError, match=r"no champion of mien-reconstructor in sqlite.*; run `make run` first"):
+        reconstruct_photos([photo], tmp_path / "out", workspace=Workspace(tmp_path))
+    assert not (tmp_path / "mlruns").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("refusion/none.pt", "no such checkpoint"), ("train_detector/checkpoint.pt", "expected 'reconstructor'")],
+)
+def test_wrong_checkpoint_is_named(registered: Workspace, tmp_path: Path, name: str, message: str) -> None:
+    photo = write_photo(tmp_path / "face.png")
+    path = registered.root / "artifacts" / name
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        reconstruct_photos([photo], tmp_path / "out", workspace=registered, checkpoint=path)
+
+
+def test_folder_without_photos_and_file_as_out(registered: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="no photos in this folder"):
+        reconstruct_photos([tmp_path / "empty"], tmp_path / "out", workspace=registered)
+    photo = write_photo(tmp_path / "face.png")
+    with pytest.raises(ValueError, match="is a file, expected a folder"):
+        reconstruct_photos([photo], photo, workspace=registered)
