@@ -204,3 +204,18 @@ def test_batches_join_in_order(faces: FaceCoefficients) -> None:
     joined = join_coefficients([faces, faces])
     assert joined.identity.shape[0] == 2 * len(YAW_DEG)
     torch.testing.assert_close(joined.rotation[len(YAW_DEG) :], faces.rotation)
+
+
+def test_a_split_without_any_mesh_is_measured_in_the_image_alone(
+    model: MorphableModel, faces: FaceCoefficients, crops: CropSet
+) -> None:
+    nothing = torch.zeros(0, 1, 3)
+    portraits = replace(crops, mesh_index=torch.full((len(crops),), -1), vertices=nothing, neutral=nothing)
+    found = measure_stage(
+        predict_as(model, faces), portraits, model=model, truth=prepare_truth(model, portraits), batch_size=3
+    )
+    block = summarize(found, crops.person.numpy(), np.ones(len(crops), dtype=bool))
+    assert block["photos_with_mesh"] == 0
+    assert block["scan_error_mm_median"] is block["vertex_error_mm"] is block["depth_slope"] is None
+    assert block["landmark_nme"] < 1e-5
+    assert block["similarity"] > 0.99

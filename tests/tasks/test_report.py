@@ -7,14 +7,9 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 
-from models.types import FaceCoefficients
 from tasks.artifacts import Workspace, write_json
-from tasks.face_gallery import rank
-from tasks.measure import MEASURES, Measured
 from tasks.report import (
     COLUMNS,
     TITLES,
@@ -154,23 +149,3 @@ def test_rounds_are_shortened_for_reading(tmp_path: Path) -> None:
         {"round": "0", "similarity": "0.7432", "geometry": "–", "decision": "start"},
         {"round": "1", "similarity": "0.75", "geometry": "3.486", "decision": "kept"},
     ]
-
-
-def measured(**values: list[float]) -> Measured:
-    unknown = np.full(3, np.nan)
-    nothing = torch.zeros(3, 3)
-    return Measured(
-        values={name: np.array(values.get(name, unknown)) for name in MEASURES},
-        scan=(np.zeros(0),) * 3,
-        scan_scaled=(np.zeros(0),) * 3,
-        moments=torch.full((3, 5), torch.nan),
-        coefficients=FaceCoefficients(nothing, nothing, nothing, torch.zeros(3, 9, 3), nothing, nothing),
-    )
-
-
-def test_faces_are_ranked_by_what_is_known() -> None:
-    name, order = rank(measured(scan_error_mm=[2.0, np.nan, 1.0], similarity=[0.1, 0.9, 0.5]))
-    assert (name, order.tolist()) == ("scan_error_mm", [2, 0])
-    name, order = rank(measured(similarity=[0.1, 0.9, 0.5]))
-    assert (name, order.tolist()) == ("similarity", [1, 2, 0])
-    assert len(rank(measured())[1]) == 0
