@@ -44,7 +44,7 @@ SAMPLES = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("shard", pa.string()),  # file name of the image shard
-        ("landmarks", _floats),  # 136 numbers x0, y0 … in pixels of the stored photo: annotation or ground truth, or null
+        ("landmarks", _floats),  # 136 numbers x0, y0 … in pixels of the stored photo: annotated or true, or null
         ("rotation", _floats),  # 3 numbers, true axis-angle where known, or null
     ]
 )
