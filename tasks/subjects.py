@@ -15,12 +15,9 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from models.face.sampling import draw_expression, normal
+
 Floats = NDArray[np.float64]
-
-SPREAD = 2.5
-"""Coefficients are drawn from a normal distribution cut off at this many standard deviations."""
-
-STATISTICAL_EXPRESSION_SIGMA = 0.7
 
 HAIR_COLOURS = np.array(
     [
@@ -120,11 +117,6 @@ def draw_shot(stream: Generator, *, expression_names: Sequence[str], max_yaw_deg
     )
 
 
-def normal(stream: Generator, count: int, sigma: float = 1.0) -> Floats:
-    """Normally distributed numbers without the tails."""
-    return sigma * stream.standard_normal(count).clip(-SPREAD, SPREAD)
-
-
 def draw_angles(stream: Generator, max_yaw_deg: float) -> Floats:
     """Yaw, pitch and roll in radians: half of the photos within 30° of yaw, the rest beyond, up to the limit."""
     inner = min(30.0, max_yaw_deg)
@@ -134,80 +126,6 @@ def draw_angles(stream: Generator, max_yaw_deg: float) -> Floats:
         yaw = stream.uniform(inner, max_yaw_deg) * stream.choice([-1.0, 1.0])
     pitch, roll = stream.normal(0.0, 9.0), stream.normal(0.0, 7.0)
     return np.radians([yaw, np.clip(pitch, -20.0, 20.0), np.clip(roll, -15.0, 15.0)])
-
-
-def draw_expression(stream: Generator, names: Sequence[str]) -> Floats:
-    """Coefficients of a plausible expression: a third nearly neutral, else one to three facial actions at once.
-
-    Convention: ARKit-named shapes (recognised by jawOpen) lie in [0, 1], their left and right halves go together for
-    the most part, and mouthClose never exceeds jawOpen, without which it has no meaning. Other modes are Gaussian.
-    """
-    places = _places(names)
-    if "jawOpen" not in places:
-        return normal(stream, len(names), STATISTICAL_EXPRESSION_SIGMA)
-    values = np.zeros(len(names))
-
-    def add(shape: str, strength: float) -> None:
-        lopsided = stream.normal(0.0, 0.08)
-        for side, place in enumerate(places.get(shape, ())):
-            values[place] += max(0.0, strength * (1.0 + (lopsided if side else -lopsided)))
-
-    if stream.random() < 1.0 / 3.0:
-        for shape in ("mouthSmile", "browInnerUp", "jawOpen", "eyeBlink", "mouthFrown"):
-            add(shape, stream.uniform(0.0, 0.12))
-    else:
-        for number in stream.choice(len(ACTIONS), size=stream.integers(1, 4), replace=False):
-            strength = stream.uniform(0.3, 1.0)
-            for shape, low, high in ACTIONS[number]:
-                add(shape, strength * stream.uniform(low, high))
-    if stream.random() < 0.3:
-        add(str(stream.choice(["eyeLookUp", "eyeLookDown"])), stream.uniform(0.1, 0.8))
-    if stream.random() < 0.12:
-        add("eyeBlink", stream.uniform(0.5, 1.0))
-    values = values.clip(0.0, 1.0)
-    if "mouthClose" in places:
-        (closed,), (opened,) = places["mouthClose"], places["jawOpen"]
-        values[closed] = min(values[closed], 0.9 * values[opened])
-    return values
-
-
-ACTIONS: tuple[tuple[tuple[str, float, float], ...], ...] = (
-    (("mouthSmile", 0.4, 1.0), ("cheekSquint", 0.2, 0.6), ("eyeSquint", 0.0, 0.4)),
-    (("mouthSmile", 0.5, 1.0), ("jawOpen", 0.1, 0.4), ("mouthUpperUp", 0.1, 0.5), ("cheekSquint", 0.3, 0.7)),
-    (("mouthFrown", 0.3, 1.0), ("browInnerUp", 0.1, 0.8), ("mouthShrugLower", 0.0, 0.6)),
-    (("browInnerUp", 0.3, 1.0), ("browOuterUp", 0.3, 1.0), ("eyeWide", 0.2, 0.9), ("jawOpen", 0.0, 0.6)),
-    (("browDown", 0.4, 1.0), ("noseSneer", 0.0, 0.7), ("mouthPress", 0.0, 0.6), ("eyeSquint", 0.1, 0.6)),
-    (("jawOpen", 0.2, 1.0),),
-    (("jawOpen", 0.1, 0.5), ("mouthFunnel", 0.2, 0.8)),
-    (("jawOpen", 0.0, 0.3), ("mouthPucker", 0.3, 1.0)),
-    (("jawOpen", 0.1, 0.5), ("mouthLowerDown", 0.2, 0.8), ("mouthStretch", 0.0, 0.6)),
-    (("jawOpen", 0.2, 0.7), ("mouthClose", 0.1, 0.6)),
-    (("mouthRollLower", 0.1, 0.8), ("mouthRollUpper", 0.1, 0.7), ("mouthPress", 0.0, 0.5)),
-    (("mouthLeft", 0.3, 1.0),),
-    (("mouthRight", 0.3, 1.0),),
-    (("jawLeft", 0.3, 1.0), ("jawOpen", 0.0, 0.3)),
-    (("jawRight", 0.3, 1.0), ("jawOpen", 0.0, 0.3)),
-    (("jawForward", 0.3, 0.9), ("mouthShrugLower", 0.0, 0.5)),
-    (("cheekPuff", 0.3, 1.0), ("mouthPress", 0.0, 0.5)),
-    (("noseSneer", 0.3, 1.0), ("mouthUpperUp", 0.1, 0.7), ("eyeSquint", 0.0, 0.5)),
-    (("eyeSquint", 0.3, 1.0), ("cheekSquint", 0.2, 0.8)),
-    (("mouthDimple", 0.2, 0.9), ("mouthPress", 0.0, 0.6)),
-    (("mouthShrugUpper", 0.2, 0.8), ("mouthShrugLower", 0.2, 0.8)),
-)
-"""Shapes that people use together, each with the range of its share in the action's strength."""
-
-
-def _places(names: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """Columns of a shape by its name without the side: one, or left and right."""
-    places: dict[str, tuple[int, ...]] = {}
-    for place, name in enumerate(names):
-        base = name
-        for suffix in ("_L", "_R", "Left", "Right"):
-            base = base.removesuffix(suffix)
-        if base in ("jaw", "mouth"):
-            base = name
-        places[base] = (*places.get(base, ()), place)
-    return places
 
 
 def _draw_lights(stream: Generator) -> tuple[Floats, Floats, Floats]:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
 
 from models.face.camera import crop_camera, project, rotation_distance, to_camera_space
+from models.face.sampling import sample_expressions
 from models.losses.coefficients import geometry_embedding
 from models.losses.image import REFERENCE_SIZE_PX
 from models.reconstruction.geometry_branch import LandmarkNoise, SimulatedFaces, simulate_faces
 from models.reconstruction.reconstructor import Reconstructor, ReconstructorSettings, reconstructor_content
 from models.training.loop import LoopSettings, build_fabric, seeded, train
+from models.types import to_device
 from tasks.artifacts import Workspace, replace_folder, save_checkpoint, write_json
 from tasks.face_model import load_face_model
 from tasks.params import Params
@@ -19,6 +23,10 @@ from tasks.tracking import track
 from tasks.train import fingerprint, write_curve
 
 VALIDATION_FACES = 4096
+
+EXPRESSIONS = 16384
+"""Expressions drawn in advance, by the code that draws those of the synthetic photos."""
+
 ROTATION_WEIGHT = 20.0
 """Of the squared error in radians, against squared millimetres of shape: one degree weighs like 0.08 mm."""
 
@@ -32,22 +40,26 @@ def train_geometry(params: Params, workspace: Workspace) -> None:
     torch.manual_seed(params.project.seed)
     model = load_face_model(params, workspace)
     noise = _load_noise(workspace)
+    expressions = sample_expressions(model.expression_names, EXPRESSIONS, seed=params.project.seed)
     fabric = build_fabric(device=params.project.device, precision=params.project.precision)
-    reconstructor = Reconstructor(model, reconstructor_settings(params))
+    # Faces are drawn in main memory, so that a seed means the same on every device.
+    reconstructor = Reconstructor(copy.deepcopy(model), reconstructor_settings(params)).to(fabric.device)
     branch, size_px = reconstructor.encoder.geometry, params.project.crop_size_px
-    identity_embedding = geometry_embedding(model.identity_basis, model.mean)
-    expression_embedding = geometry_embedding(model.expression_basis, model.mean)
+    identity_embedding = geometry_embedding(model.identity_basis, model.mean).to(fabric.device)
+    expression_embedding = geometry_embedding(model.expression_basis, model.mean).to(fabric.device)
 
     def simulate(count: int, generator: Generator) -> SimulatedFaces:
-        return simulate_faces(
+        faces = simulate_faces(
             model,
             count,
+            expressions=expressions,
             noise=noise,
             size_px=size_px,
             crop_scale=params.validate_labels.crop_scale,
             max_yaw_deg=section.max_yaw_deg,
             generator=generator,
         )
+        return to_device(faces, fabric.device)
 
     def errors(state: Tensor, faces: SimulatedFaces) -> dict[str, Tensor]:
         identity, expression, pose = torch.split(state, list(reconstructor.encoder.sizes), 1)
@@ -55,7 +67,7 @@ def train_geometry(params: Params, workspace: Workspace) -> None:
         offsets = identity @ branch.identity_basis + expression @ branch.expression_basis
         points = branch.mean + offsets.view(len(state), -1, 3)
         seen = to_camera_space(points, rotation=rotation, translation=translation)
-        pixels = project(seen, crop_camera(len(points), size_px))
+        pixels = project(seen, crop_camera(len(points), size_px, device=points.device))
         return {
             "shape": ((identity - faces.identity) @ identity_embedding).square().sum(1),
             "expression": ((expression - faces.expression) @ expression_embedding).square().sum(1),

@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from models.face.camera import CAMERA_DISTANCE_MM, FOCAL_PER_SIZE, angles_from_rotation, project, to_camera_space
 from models.face.crop import apply_affine, crop_affine
 from models.face.morphable import MorphableModel
-from models.face.sampling import sample_expression, sample_rotation
+from models.face.sampling import sample_rotation
 from models.types import LANDMARK_COUNT, Camera
 
 POSE_SIZE = 6
@@ -189,6 +189,7 @@ def simulate_faces(
     model: MorphableModel,
     count: int,
     *,
+    expressions: Float[Tensor, "N E"],
     noise: LandmarkNoise,
     size_px: int,
     crop_scale: float,
@@ -197,10 +198,11 @@ def simulate_faces(
 ) -> SimulatedFaces:
     """Project random faces, disturb the points as the detector does, and crop around them.
 
-    The camera's focal length and distance vary together, as they do between photos, while the crop's camera is fixed.
+    `expressions` is a stock to draw from, see `sample_expressions`. The camera's focal length and distance vary together,
+    as they do between photos, while the crop's camera is fixed.
     """
     identity = torch.randn(count, model.identity_size, generator=generator)
-    expression = sample_expression(model.expression_names, count, generator=generator)
+    expression = expressions[torch.randint(len(expressions), (count,), generator=generator)]
     rotation = sample_rotation(count, max_yaw_deg=max_yaw_deg, generator=generator)
     chosen = model.landmark_vertices
     points = (

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from models.face.camera import CAMERA_DISTANCE_MM, crop_camera, project, rotation_from_angles, to_camera_space
 from models.face.morphable import MorphableModel
+from models.face.sampling import sample_expressions
 from models.losses.coefficients import geometry_embedding
 from models.reconstruction.geometry_branch import (
     CONFIDENCE_SIGMA,
@@ -31,6 +32,7 @@ def faces_of(face: MorphableModel, count: int, noise: LandmarkNoise, *, seed: in
     return simulate_faces(
         face,
         count,
+        expressions=sample_expressions(face.expression_names, 500, seed=0),
         noise=noise,
         size_px=SIZE_PX,
         crop_scale=1.4,
@@ -74,11 +76,9 @@ def test_misses_are_the_gradients_of_the_reprojection_error(face: MorphableModel
     turn = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
     shift = torch.zeros(3, 3, dtype=torch.float64, requires_grad=True)
     points = face.landmarks(
-
-            face.mean.double()
-            + torch.einsum("bi,ivc->bvc", identity, face.identity_basis.double())
-            + torch.einsum("be,evc->bvc", expression, face.expression_basis.double())
-
+        face.mean.double()
+        + torch.einsum("bi,ivc->bvc", identity, face.identity_basis.double())
+        + torch.einsum("be,evc->bvc", expression, face.expression_basis.double())
     )
     points = points + points_shift - face.mean[face.landmark_vertices].double().mean(0)
     generators = torch.linalg.cross(
