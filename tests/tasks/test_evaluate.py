@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from models.face.morphable import MorphableModel
 from models.reconstruction.reconstructor import Reconstructor, ReconstructorSettings, reconstructor_content
 from models.rendering.render import render
 from models.types import Batch
+from tasks import evaluate as stage
 from tasks.artifacts import (
     CLEAN,
     CROPS,
@@ -141,9 +144,9 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, params: Params, model: M
     )
     torch.manual_seed(0)
     content = reconstructor_content(Reconstructor(model, settings))
-    for stage in BLOCKS.values():
-        if stage is not None:
-            save_checkpoint(workspace.folder(stage) / "checkpoint.pt", content)
+    for name in BLOCKS.values():
+        if name is not None:
+            save_checkpoint(workspace.folder(name) / "checkpoint.pt", content)
     (workspace.folder("train_fused") / "curve.csv").write_text(
         "step,split,name,value\n0,train,loss,2.0\n1,train,loss,1.0\n"
     )
@@ -151,10 +154,41 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, params: Params, model: M
     return workspace
 
 
+class LoggedRun:
+    """Stands in for the MLflow run, whose database takes longer than all the rest; it has tests of its own."""
+
+    def __init__(self) -> None:
+        self.logged: dict[str, float] = {}
+        self.files: list[str] = []
+
+    def metrics(self, values: dict[str, float]) -> None:
+        self.logged |= values
+
+    def artifact(self, path: Path) -> None:
+        assert path.is_file()
+        self.files.append(path.name)
+
+
 @pytest.fixture(scope="module")
-def evaluated(params: Params, workspace: Workspace) -> Path:
+def run() -> Iterator[LoggedRun]:
+    logged = LoggedRun()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "track", lambda params, workspace, name: nullcontext(logged))
+        yield logged
+
+
+@pytest.fixture(scope="module")
+def evaluated(params: Params, workspace: Workspace, run: LoggedRun) -> Path:
     evaluate(params, workspace)
     return workspace.folder("evaluate")
+
+
+def test_the_run_remembers_numbers_and_report(evaluated: Path, run: LoggedRun) -> None:
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    assert run.files == ["report.html"]
+    assert run.logged["refusion.vertex_error_mm"] == metrics["refusion"]["vertex_error_mm"]
+    assert run.logged["fused.by_yaw.0-30.similarity"] == metrics["fused"]["by_yaw"]["0-30"]["similarity"]
+    assert "mean_face.depth_correlation" not in run.logged
 
 
 def test_metrics_have_a_block_for_the_baseline_and_every_stage(evaluated: Path) -> None:
