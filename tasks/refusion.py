@@ -16,6 +16,7 @@ import torch
 from models.metrics import similarity
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
 from models.training.data import CropSet, make_batch
+from models.types import to_device
 from tasks.artifacts import Workspace, load_checkpoint, replace_folder, save_checkpoint, write_json
 from tasks.params import Params, RefusionParams, TrainingParams
 from tasks.tracking import TrackedRun, track
@@ -128,6 +129,7 @@ def median_similarity(reconstructor: Reconstructor, crops: CropSet) -> float:
     values = []
     for indices in batches_of(len(crops)):
         batch = make_batch(crops, indices, model=reconstructor.model, source="validation", labelled=False)
+        batch = to_device(batch, reconstructor.model.mean.device)
         coefficients = encode(reconstructor, reconstructor.encoder, batch.image, batch.landmarks, batch.confidence)
         drawn = reconstructor.reconstruct(coefficients, batch.camera, shade=True).rendering
         assert drawn is not None

@@ -23,7 +23,7 @@ from models.reconstruction.geometry_branch import GeometryBranch
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
 from models.training.data import CropSet, draw_indices, make_batch, split_counts
 from models.training.loop import LoopResult, LoopSettings, StepLoss, Validate, build_fabric, train
-from models.types import PART_NAMES, Batch, FaceCoefficients
+from models.types import PART_NAMES, Batch, FaceCoefficients, to_device
 from tasks.artifacts import Workspace, load_checkpoint, replace_folder, save_checkpoint, write_json
 from tasks.dataset import load_crops
 from tasks.face_model import load_face_model
@@ -119,11 +119,12 @@ def load_trainee(params: Params, workspace: Workspace, checkpoint: Path, *, sour
     """The network of a checkpoint with the training crops of some sources and the whole validation split."""
     torch.manual_seed(params.project.seed)
     model = load_face_model(params, workspace)
-    reconstructor = load_reconstructor(load_checkpoint(checkpoint), model)
+    fabric = build_fabric(device=params.project.device, precision=params.project.precision)
+    reconstructor = load_reconstructor(load_checkpoint(checkpoint), model).to(fabric.device)
     known = {source.name: source for source in params.ingest.sources}
     # Lips, brows and skin are what a scan measures; eyeballs and the mouth's inside hardly count.
     inner = [PART_NAMES.index("eyes"), PART_NAMES.index("mouth")]
-    weights = torch.where(torch.isin(model.parts, torch.tensor(inner)), 0.1, 1.0)
+    weights = torch.where(torch.isin(model.parts, torch.tensor(inner, device=fabric.device)), 0.1, 1.0)
     crops = load_crops(workspace, params, split="train", sources=sources)
     for name in sources:
         if not len(crops.of_source(name)):
@@ -138,7 +139,7 @@ def load_trainee(params: Params, workspace: Workspace, checkpoint: Path, *, sour
         shape_weights=weights,
         landmark_branch=copy.deepcopy(reconstructor.encoder.geometry).requires_grad_(False),
         identity_embedding=geometry_embedding(model.identity_basis, model.mean),
-        fabric=build_fabric(device=params.project.device, precision=params.project.precision),
+        fabric=fabric,
     )
 
 
@@ -205,11 +206,10 @@ def _step_loss(trainee: Trainee, losses: Mapping[str, Mapping[str, float]], coun
             labelled = name in trainee.labelled
             weights = crops.quality[pools[name]] if labelled else None
             indices = draw_indices(pools[name], count, weights=weights, generator=generator)
-            batches.append(
-                make_batch(
-                    crops, indices, model=reconstructor.model, source=name, labelled=labelled, generator=generator
-                )
+            batch = make_batch(
+                crops, indices, model=reconstructor.model, source=name, labelled=labelled, generator=generator
             )
+            batches.append(to_device(batch, trainee.fabric.device))
         # One pass for all sources: batch statistics see the mixture, and the processor a full batch.
         coefficients = encode(
             reconstructor,
@@ -293,20 +293,20 @@ def measure(
 
     With `loss` also the `objective`, what it gives.
     """
-    model = reconstructor.model
+    model, device = reconstructor.model, reconstructor.model.mean.device
     outer = model.part("skin") | model.part("lips") | model.part("brows")
     sums: dict[str, list[Tensor]] = {}
     for indices in batches_of(len(crops)):
-        batch = make_batch(crops, indices, model=model, source="validation", labelled=False)
+        batch = to_device(make_batch(crops, indices, model=model, source="validation", labelled=False), device)
         coefficients = encode(reconstructor, encoder, batch.image, batch.landmarks, batch.confidence)
         found = reconstructor.reconstruct(coefficients, batch.camera, shade=True)
         assert found.rendering is not None
-        annotation = crops.annotation[indices]
+        annotation = crops.annotation[indices].to(device)
         target = torch.where(annotation.isfinite(), annotation, batch.landmarks)
         values = {
             "landmark_nme": landmark_error(found.landmarks, target),
             "similarity": similarity(batch.image, found.rendering.image, found.rendering.mask & batch.mask),
-            "pose_error_deg": rotation_distance(coefficients.rotation, crops.rotation[indices]).rad2deg(),
+            "pose_error_deg": rotation_distance(coefficients.rotation, crops.rotation[indices].to(device)).rad2deg(),
         }
         if loss is not None:
             values["objective"] = loss(batch, coefficients).expand(len(indices))
@@ -326,7 +326,7 @@ def shape_error(neutral: Tensor, crops: CropSet, indices: Tensor, chosen: Tensor
     """
     meshes = crops.mesh_index[indices]
     truth = crops.neutral[meshes]
-    truth = torch.where(truth.isfinite(), truth, crops.vertices[meshes])[:, chosen]
+    truth = torch.where(truth.isfinite(), truth, crops.vertices[meshes]).to(neutral.device)[:, chosen]
     predicted = neutral[:, chosen]
     rotation, translation, _ = rigid_alignment(predicted, truth)
     distance: Tensor = torch.linalg.vector_norm(transform(predicted, rotation, translation) - truth, dim=2)

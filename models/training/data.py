@@ -104,11 +104,9 @@ def make_batch(
             bare = crops.sample_ids[int(indices[meshes < 0][0])]
             raise ValueError(f"sample {bare} of source {source} has no mesh, expected one; run ingest again")
         vertices = crops.vertices[meshes]
-        scan = Scan(
-            vertices=vertices,
-            normals=vertex_normals(vertices, model.triangles),
-            landmarks=model.landmarks(vertices),
-        )
+        # The crops stay in main memory, wherever the model computes.
+        triangles, points = model.triangles.to(vertices.device), model.landmark_vertices.to(vertices.device)
+        scan = Scan(vertices=vertices, normals=vertex_normals(vertices, triangles), landmarks=vertices[:, points])
     return Batch(
         source=source,
         sample_ids=tuple(crops.sample_ids[place] for place in indices.tolist()),
