@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 import torch
 from matplotlib import colormaps
@@ -165,22 +164,6 @@ def png(picture: Pixels) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()
-
-
-def jpeg(picture: Pixels, *, quality: int = 88) -> bytes:
-    """A picture as the content of a JPEG file: a fifth of the size, for pages that hold many."""
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, format="JPEG", quality=quality, subsampling=0)
-    return buffer.getvalue()
-
-
-def label(picture: Pixels, text: str) -> Pixels:
-    """A copy with a few words in its lower left corner."""
-    marked = picture.copy()
-    place = (6, len(marked) - 8)
-    for colour, width in (((255, 255, 255), 3), ((30, 30, 30), 1)):
-        cv2.putText(marked, text, place, cv2.FONT_HERSHEY_SIMPLEX, 0.45, colour, width, cv2.LINE_AA)
-    return marked
 
 
 def _studio_light(strength: float) -> Tensor:

@@ -108,9 +108,8 @@ def write_report(
         }
     )
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for name, content_ in images.items():
-        if content_.startswith(b"\x89PNG"):
-            (folder / "pictures" / f"{name}.png").write_bytes(content_)
+    for name, picture in images.items():
+        (folder / "pictures" / f"{name}.png").write_bytes(picture)
     with replace_file(folder / "report.html") as temporary:
         temporary.write_text(content, encoding="utf-8")
 
@@ -219,10 +218,9 @@ def number(value: float | None, factor: float = 1.0, decimals: int = 2) -> str:
     return f"{factor * value:.{decimals}f}"
 
 
-def data_uri(content: bytes) -> str:
-    """An image as a URI that holds it."""
-    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+def data_uri(png: bytes) -> str:
+    """A PNG as a URI that holds it."""
+    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
 
 
 def _optional(path: Path) -> dict[str, Any]:

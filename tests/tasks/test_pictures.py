@@ -17,7 +17,6 @@ from tasks.pictures import (
     draw_mesh,
     error_colours,
     grid,
-    label,
     overlay_image,
     png,
     select_faces,
@@ -111,12 +110,6 @@ def test_png_keeps_every_pixel() -> None:
     picture = np.random.default_rng(0).integers(0, 255, (5, 4, 3), dtype=np.uint8)
     with Image.open(io.BytesIO(png(picture))) as image:
         np.testing.assert_array_equal(np.asarray(image), picture)
-
-
-def test_a_label_is_written_on_a_copy() -> None:
-    picture = np.full((40, 80, 3), 128, np.uint8)
-    assert (label(picture, "front") != picture).any()
-    assert (picture == 128).all()
 
 
 def test_faces_are_selected_in_order() -> None:

@@ -124,7 +124,6 @@ def test_a_data_uri_holds_its_content() -> None:
     kind, text = data_uri(content).split(",")
     assert kind == "data:image/png;base64"
     assert base64.b64decode(text) == content
-    assert data_uri(b"\xff\xd8\xff").startswith("data:image/jpeg")
 
 
 def test_counts_come_from_both_summaries(tmp_path: Path) -> None:
