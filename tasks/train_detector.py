@@ -247,8 +247,9 @@ def measure_detector(
     for name, rows in (("small", ~large), ("large", large)):
         if rows.any():
             numbers[f"validation_nme_{name}"] = float(nme[rows].mean())
-    model = measure_errors(errors, yaw, large_pose_deg=large_pose_deg, default_sigma=2 * PROVIDED_SIGMA)
-    return numbers, model, float(np.clip(scale, 0.25, 4.0))
+    scale = float(np.clip(scale, 0.25, 4.0))
+    model = measure_errors(errors, scale * sigma, yaw, large_pose_deg=large_pose_deg, default_sigma=2 * PROVIDED_SIGMA)
+    return numbers, model, scale
 
 
 def normalized_error(detected: np.ndarray, annotated: np.ndarray) -> np.ndarray:
@@ -269,6 +270,8 @@ def _write_errors(path: Path, errors: DetectorErrors) -> None:
         path,
         covariance=errors.covariance.astype(np.float32),
         bias=errors.bias.astype(np.float32),
+        sigma=errors.sigma.astype(np.float32),
+        large=errors.large,
         count=np.array(errors.count, np.int64),
     )
 

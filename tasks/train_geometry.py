@@ -161,6 +161,6 @@ def _load_noise(workspace: Workspace) -> LandmarkNoise:
     if not path.exists():
         raise FileNotFoundError(f"{path}: missing; run the stage train_detector first")
     with np.load(path, allow_pickle=False) as file:
-        return LandmarkNoise.from_covariance(
-            torch.from_numpy(file["covariance"]).float(), torch.from_numpy(file["bias"]).float()
+        return LandmarkNoise.build(
+            **{key: torch.from_numpy(file[key]) for key in ("covariance", "bias", "sigma", "large")}
         )

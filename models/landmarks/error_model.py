@@ -1,11 +1,15 @@
-"""How a detector errs: bias and covariance of its points, for small and large poses."""
+"""How a detector errs, for small and large poses: bias, and the covariance of errors in units of the error it expects.
+
+A covered mouth makes some points wrong by much and says so in their confidence, while most faces are found well. One
+covariance of plain errors would call all of them mediocre; so expected errors are kept as they occurred, face by face.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from models.landmarks.framing import FLIP_PERMUTATION
 from models.types import LANDMARK_COUNT
@@ -16,13 +20,21 @@ MIN_FACES = 8
 CLIP = 0.25
 """Larger errors (fraction of the face) are missed faces, not noise."""
 
+RELATIVE_CLIP = 4.0
+"""Errors beyond so many expected ones are outliers that no covariance describes."""
+
 
 @dataclass(frozen=True)
 class DetectorErrors:
     """Errors x0, y0, x1, … as fractions of the larger side of the landmarks' box; index 0 small poses, 1 large ones."""
 
     covariance: Float[np.ndarray, "2 136 136"]
+    """Of errors less bias, each divided by the error that the detector expected."""
     bias: Float[np.ndarray, "2 136"]
+    sigma: Float[np.ndarray, "N 68"]
+    """Expected errors of the points of N faces, from which a simulation may draw."""
+    large: Bool[np.ndarray, "N"]
+    """Which of these faces are turned far."""
     count: tuple[int, int]
     """Faces that each was measured on."""
 
@@ -30,28 +42,43 @@ class DetectorErrors:
 def independent_errors(sigma: float) -> DetectorErrors:
     """Noise without bias, the same for every coordinate."""
     size = 2 * LANDMARK_COUNT
-    covariance = np.broadcast_to(sigma**2 * np.eye(size), (2, size, size)).copy()
-    return DetectorErrors(covariance, np.zeros((2, size)), (0, 0))
+    covariance = np.broadcast_to(np.eye(size), (2, size, size)).copy()
+    stock = np.full((2, LANDMARK_COUNT), sigma)
+    return DetectorErrors(covariance, np.zeros((2, size)), stock, np.array([False, True]), (0, 0))
 
 
 def measure_errors(
-    errors: Float[np.ndarray, "N 68 2"], yaw_deg: Float[np.ndarray, "N"], *, large_pose_deg: float, default_sigma: float
+    errors: Float[np.ndarray, "N 68 2"],
+    sigma: Float[np.ndarray, "N 68"],
+    yaw_deg: Float[np.ndarray, "N"],
+    *,
+    large_pose_deg: float,
+    default_sigma: float,
 ) -> DetectorErrors:
-    """Error model from (detected - annotated) / larger box side; every error counts mirrored, too.
+    """Noise model from (detected - annotated) / larger box side, and the errors that the detector expected.
 
-    The correlations are shrunk towards zero by the amount that minimises their expected error.
+    Every face counts mirrored, too, as a mirrored face would err. The correlations are shrunk towards zero by the
+    amount that minimises their expected error. A group of fewer than `MIN_FACES` is described by the other one.
     Source: Schäfer and Strimmer 2005, target D.
     """
-    small = np.abs(yaw_deg) <= large_pose_deg
-    groups = [np.clip(errors[rows], -CLIP, CLIP) for rows in (small, ~small)]
     noise = independent_errors(default_sigma)
-    enough = [group for group in groups if len(group) >= MIN_FACES]
+    large = np.abs(yaw_deg) > large_pose_deg
+    groups = [np.flatnonzero(~large), np.flatnonzero(large)]
+    enough = [rows for rows in groups if len(rows) >= MIN_FACES]
+    if not enough:
+        return noise
+    stock, flags = [], []
     for number, group in enumerate(groups):
-        if not enough:
-            break
-        used = group if len(group) >= MIN_FACES else enough[0]
-        noise.bias[number], noise.covariance[number] = _moments(_with_mirrored(used))
-    return DetectorErrors(noise.covariance, noise.bias, (len(groups[0]), len(groups[1])))
+        rows = group if len(group) >= MIN_FACES else enough[0]
+        expected = np.concatenate([sigma[rows], sigma[rows][:, FLIP_PERMUTATION]])
+        plain = _with_mirrored(np.clip(errors[rows], -CLIP, CLIP))
+        noise.bias[number] = plain.mean(0)
+        relative = (plain - noise.bias[number]) / np.repeat(expected, 2, axis=1)
+        noise.covariance[number] = _covariance(np.clip(relative, -RELATIVE_CLIP, RELATIVE_CLIP))
+        stock.append(expected)
+        flags.append(np.full(len(expected), bool(number)))
+    counts = (len(groups[0]), len(groups[1]))
+    return DetectorErrors(noise.covariance, noise.bias, np.concatenate(stock), np.concatenate(flags), counts)
 
 
 def _with_mirrored(errors: Float[np.ndarray, "N 68 2"]) -> Float[np.ndarray, "M 136"]:
@@ -59,11 +86,10 @@ def _with_mirrored(errors: Float[np.ndarray, "N 68 2"]) -> Float[np.ndarray, "M 
     return np.concatenate([errors, mirrored]).reshape(2 * len(errors), -1)
 
 
-def _moments(errors: Float[np.ndarray, "M 136"]) -> tuple[Float[np.ndarray, "136"], Float[np.ndarray, "136 136"]]:
-    bias = errors.mean(0)
-    centred = errors - bias
-    deviation = np.maximum(centred.std(0), 1e-6)
-    whitened = centred / deviation
+def _covariance(errors: Float[np.ndarray, "M 136"]) -> Float[np.ndarray, "136 136"]:
+    """Second moments, with correlations shrunk; errors have no mean."""
+    deviation = np.maximum(np.sqrt(np.mean(errors**2, axis=0)), 1e-6)
+    whitened = errors / deviation
     # A face and its mirror image are one observation.
     count = len(errors) / 2
     correlation = whitened.T @ whitened / len(errors)
@@ -73,4 +99,4 @@ def _moments(errors: Float[np.ndarray, "M 136"]) -> tuple[Float[np.ndarray, "136
     # With fewer faces than coordinates the correlations are singular, so a little shrinkage there always is.
     shrinkage = float(np.clip(variance[off_diagonal].sum() / max(power, 1e-12), 1.0 / (count + 1.0), 1.0))
     shrunk = np.where(off_diagonal, (1.0 - shrinkage) * correlation, 1.0)
-    return bias, shrunk * deviation[:, None] * deviation
+    return np.asarray(shrunk * deviation[:, None] * deviation)

@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from kornia.geometry.conversions import axis_angle_to_rotation_matrix
 from torch import Generator, Tensor, nn
 
@@ -156,19 +156,29 @@ def place(position: Float[Tensor, "B 3"]) -> Float[Tensor, "B 3"]:
 
 @dataclass(frozen=True)
 class LandmarkNoise:
-    """How a detector errs, as fractions of the larger side of the landmarks' box, below and above 30° of yaw."""
+    """How a detector errs, as fractions of the larger side of the landmarks' box; index 0 below 30° of yaw, 1 above."""
 
     factor: Float[Tensor, "2 136 136"]
-    """Cholesky factor of the error's covariance."""
+    """Cholesky factor of the covariance of errors, each in units of the error that the detector expects."""
     bias: Float[Tensor, "2 136"]
+    sigma: tuple[Float[Tensor, "N 68"], Float[Tensor, "M 68"]]
+    """Expected errors as they occur together on one face."""
 
     @staticmethod
-    def from_covariance(covariance: Float[Tensor, "2 136 136"], bias: Float[Tensor, "2 136"]) -> LandmarkNoise:
-        """Raises: ValueError if a covariance is not positive definite."""
+    def build(
+        *,
+        covariance: Float[Tensor, "2 136 136"],
+        bias: Float[Tensor, "2 136"],
+        sigma: Float[Tensor, "N 68"],
+        large: Bool[Tensor, "N"],
+    ) -> LandmarkNoise:
+        """Raises: ValueError if a covariance is not positive definite, or if a group of faces has no member."""
         factor, info = torch.linalg.cholesky_ex(covariance.double())
         if bool((info != 0).any()):
             raise ValueError("noise.npz: the covariance is not positive definite; run train_detector again")
-        return LandmarkNoise(factor=factor.float(), bias=bias.float())
+        if not bool(large.any()) or bool(large.all()):
+            raise ValueError("noise.npz: no expected errors for small or for large poses; run train_detector again")
+        return LandmarkNoise(factor=factor.float(), bias=bias.float(), sigma=(sigma[~large], sigma[large]))
 
 
 @dataclass(frozen=True)
@@ -198,8 +208,8 @@ def simulate_faces(
 ) -> SimulatedFaces:
     """Project random faces, disturb the points as the detector does, and crop around them.
 
-    `expressions` is a stock to draw from, see `sample_expressions`. The camera's focal length and distance vary together,
-    as they do between photos, while the crop's camera is fixed.
+    `expressions` is a stock to draw from, see `sample_expressions`. The camera's focal length and distance vary
+    together, as they do between photos, while the crop's camera is fixed.
     """
     identity = torch.randn(count, model.identity_size, generator=generator)
     expression = expressions[torch.randint(len(expressions), (count,), generator=generator)]
@@ -221,14 +231,14 @@ def simulate_faces(
     true_points = project(to_camera_space(points, rotation=rotation, translation=translation), camera)
     side = (true_points.amax(1) - true_points.amin(1)).amax(1)
     large = (angles_from_rotation(rotation)[:, 0].abs() > LARGE_YAW).long()
-    # The detector is better on some faces than on others; the factor keeps the branch useful over that range.
-    strength = torch.exp(0.35 * torch.randn(count, generator=generator))
+    drawn = torch.rand(count, generator=generator)
+    stock = [group[(drawn * len(group)).long()] for group in noise.sigma]
+    # The spread keeps the branch useful for photos that are better or worse than those the detector was measured on.
+    sigma = torch.where(large[:, None] == 1, stock[1], stock[0])
+    sigma = sigma * torch.exp(0.25 * torch.randn(count, 1, generator=generator))
     unit = torch.randn(count, 2 * LANDMARK_COUNT, 1, generator=generator)
-    error = strength[:, None] * (noise.factor[large] @ unit)[..., 0] + noise.bias[large]
+    error = sigma.repeat_interleave(2, 1) * (noise.factor[large] @ unit)[..., 0] + noise.bias[large]
     noisy = true_points + side[:, None, None] * error.unflatten(1, (LANDMARK_COUNT, 2))
-    variance = noise.factor.square().sum(2).unflatten(1, (LANDMARK_COUNT, 2)).mean(2)
-    sigma = strength[:, None] * variance[large].sqrt()
-    sigma = sigma * torch.exp(0.2 * torch.randn(sigma.shape, generator=generator))
     affine = torch.linalg.inv(crop_affine(noisy, size_px=size_px, scale=crop_scale))
     return SimulatedFaces(
         landmarks=apply_affine(affine, noisy),

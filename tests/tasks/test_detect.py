@@ -96,6 +96,8 @@ class TestTrainDetector:
             assert noise["covariance"].shape == (2, 136, 136)
             assert noise["bias"].shape == (2, 136)
             assert np.linalg.eigvalsh(noise["covariance"]).min() > 0
+            assert noise["sigma"].shape == (len(noise["large"]), 68)
+            assert noise["sigma"].min() > 0
         metrics = read_json(folder / "metrics.json")
         assert metrics["training_photos"] == 48
         assert metrics["imbalance_after"] <= params.train_detector.balance_tolerance
@@ -116,7 +118,9 @@ class TestTrainDetector:
         train_detector(make_params("provided"), workspace)
         folder = workspace.folder("train_detector")
         with np.load(folder / "noise.npz", allow_pickle=False) as noise:
-            np.testing.assert_allclose(noise["covariance"][1], 1e-4 * np.eye(136), atol=1e-9)
+            np.testing.assert_allclose(noise["covariance"][1], np.eye(136))
+            np.testing.assert_allclose(noise["sigma"], 0.01)
+            assert set(noise["large"].tolist()) == {False, True}
         assert read_json(folder / "metrics.json")["skipped"] == 1
 
 

@@ -30,11 +30,16 @@ def workspace(face: MorphableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return Workspace(tmp_path)
 
 
-def write_noise(workspace: Workspace, *, sigma: float = 0.004) -> None:
+def write_noise(workspace: Workspace, *, variance: float = 1.0) -> None:
     folder = workspace.folder("train_detector")
     folder.mkdir(parents=True, exist_ok=True)
-    covariance = np.tile(np.eye(136) * sigma**2, (2, 1, 1))
-    np.savez(folder / "noise.npz", covariance=covariance, bias=np.zeros((2, 136)))
+    np.savez(
+        folder / "noise.npz",
+        covariance=np.tile(variance * np.eye(136), (2, 1, 1)),
+        bias=np.zeros((2, 136)),
+        sigma=np.full((2, 68), 0.004, np.float32),
+        large=np.array([False, True]),
+    )
 
 
 def test_the_stage_learns_shape_and_leaves_its_checkpoint(workspace: Workspace, face: MorphableModel) -> None:
@@ -64,7 +69,7 @@ def test_without_the_detectors_noise_the_missing_stage_is_named(workspace: Works
 
 
 def test_noise_that_is_none_is_refused(workspace: Workspace) -> None:
-    write_noise(workspace, sigma=0.0)
+    write_noise(workspace, variance=0.0)
     with pytest.raises(ValueError, match="not positive definite; run train_detector again"):
         train_geometry(tiny_params(), workspace)
 

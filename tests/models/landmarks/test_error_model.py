@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from models.landmarks.error_model import independent_errors, measure_errors
+from models.landmarks.error_model import DetectorErrors, independent_errors, measure_errors
 from models.landmarks.framing import FLIP_PERMUTATION
 
 
@@ -14,19 +14,33 @@ def simulate(count: int, *, sigma: float, bias: float, seed: int = 0) -> np.ndar
     return bias + sigma * (random.normal(size=(count, 1, 2)) + random.normal(size=(count, 68, 2))) / np.sqrt(2)
 
 
+def measure(errors: np.ndarray, sigma: float | np.ndarray, yaw_deg: np.ndarray) -> DetectorErrors:
+    expected = np.broadcast_to(sigma, (len(errors), 68)).copy()
+    return measure_errors(errors, expected, yaw_deg, large_pose_deg=30.0, default_sigma=0.02)
+
+
 def test_finds_variance_and_correlation() -> None:
-    found = measure_errors(simulate(800, sigma=0.02, bias=0.0), np.zeros(800), large_pose_deg=30.0, default_sigma=0.02)
+    found = measure(simulate(800, sigma=0.02, bias=0.0), 0.01, np.zeros(800))
     deviation = np.sqrt(np.diagonal(found.covariance[0]))
-    np.testing.assert_allclose(deviation, 0.02, rtol=0.12)
+    # The errors are twice as large as the detector expected.
+    np.testing.assert_allclose(deviation, 2.0, rtol=0.12)
     correlation = found.covariance[0, 0, 2] / (deviation[0] * deviation[2])
     assert 0.35 < correlation < 0.6
     assert found.count == (800, 0)
 
 
+def test_expected_errors_explain_mixed_faces() -> None:
+    # Half of the faces are four times harder, and the detector says so.
+    sigma = np.where(np.arange(800) % 2, 0.04, 0.01)[:, None]
+    errors = sigma[:, :, None] * np.random.default_rng(3).normal(size=(800, 68, 2))
+    found = measure(errors, sigma, np.zeros(800))
+    np.testing.assert_allclose(np.sqrt(np.diagonal(found.covariance[0])), 1.0, rtol=0.12)
+    assert set(np.unique(found.sigma)) == {0.01, 0.04}
+
+
 def test_few_faces_shrink_chance_correlations() -> None:
     random = np.random.default_rng(0)
-    errors = 0.02 * random.normal(size=(12, 68, 2))
-    found = measure_errors(errors, np.zeros(12), large_pose_deg=30.0, default_sigma=0.02)
+    found = measure(0.02 * random.normal(size=(12, 68, 2)), 0.02, np.zeros(12))
     deviation = np.sqrt(np.diagonal(found.covariance[0]))
     correlation = found.covariance[0] / np.outer(deviation, deviation)
     assert np.abs(correlation[~np.eye(136, dtype=bool)]).max() < 0.2
@@ -35,16 +49,23 @@ def test_few_faces_shrink_chance_correlations() -> None:
 
 def test_groups_by_pose_and_mirrors() -> None:
     errors = np.concatenate([simulate(400, sigma=0.01, bias=0.0), simulate(400, sigma=0.03, bias=0.01, seed=1)])
-    found = measure_errors(errors, np.repeat([5.0, -60.0], 400), large_pose_deg=30.0, default_sigma=0.02)
+    found = measure(errors, 0.01, np.repeat([5.0, -60.0], 400))
     assert np.sqrt(np.trace(found.covariance[1])) > 2 * np.sqrt(np.trace(found.covariance[0]))
     bias = found.bias[1].reshape(68, 2)
     # Mirrored errors count as well: no sideways bias but an antisymmetric one is left.
     np.testing.assert_allclose(bias[:, 0], -bias[FLIP_PERMUTATION, 0], atol=1e-12)
     np.testing.assert_allclose(bias[:, 1], 0.01, atol=0.006)
+    assert found.large.sum() == (~found.large).sum() == 800
+
+
+def test_a_group_without_faces_borrows_from_the_other() -> None:
+    found = measure(simulate(50, sigma=0.01, bias=0.0), 0.01, np.zeros(50))
+    np.testing.assert_array_equal(found.covariance[0], found.covariance[1])
+    assert found.large.any()
 
 
 def test_without_faces_the_default_stands() -> None:
-    found = measure_errors(np.zeros((0, 68, 2)), np.zeros(0), large_pose_deg=30.0, default_sigma=0.02)
-    default = independent_errors(0.02)
-    np.testing.assert_array_equal(found.covariance, default.covariance)
-    np.testing.assert_allclose(default.covariance[0], 0.0004 * np.eye(136))
+    found = measure(np.zeros((0, 68, 2)), 0.01, np.zeros(0))
+    np.testing.assert_array_equal(found.covariance, independent_errors(0.02).covariance)
+    np.testing.assert_allclose(found.covariance[0], np.eye(136))
+    np.testing.assert_allclose(found.sigma, 0.02)
