@@ -9,6 +9,7 @@ from flows.environment import prepare
 from flows.failures import reported
 from flows.server import prefect_server
 from flows.stages import FUNCTIONS
+from flows.workspace import allow_without_git, refresh_graph
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -28,6 +29,9 @@ def main(arguments: list[str] | None = None) -> None:
         if not (options.workspace / "params.yaml").is_file():
             missing = options.workspace / "params.yaml"
             raise FileNotFoundError(f"{missing}: no such file; run in a Mien workspace or name one with --workspace")
+        if options.name == "pipeline":
+            allow_without_git(options.workspace)
+            refresh_graph(options.workspace)
         with prefect_server(options.workspace, scheduler=bool(options.cron)):
             if options.name == "pipeline":
                 from flows.pipeline import run_pipeline, serve_pipeline

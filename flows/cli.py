@@ -16,7 +16,7 @@ from flows.failures import StageError, reported
 from flows.processes import run_child
 from flows.server import prefect_server
 from flows.stages import FUNCTIONS
-from flows.workspace import allow_without_git, create_workspace, preset_names, preset_path
+from flows.workspace import allow_without_git, create_workspace, preset_names, preset_path, refresh_graph
 
 app = typer.Typer(
     name="mien",
@@ -75,6 +75,7 @@ def run(workspace: WorkspaceOption = Path()) -> None:
     with command("run", workspace):
         _require_workspace(workspace)
         allow_without_git(workspace)
+        refresh_graph(workspace)
         with prefect_server(workspace):
             code = run_child([sys.executable, "-m", "dvc", "repro"], cwd=workspace)
         if code:

@@ -6,9 +6,12 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+
+if TYPE_CHECKING:
+    from tasks.params import Params
 
 CODE = Path(__file__).resolve().parent.parent
 """The checkout: where flows/, tasks/, models/, dvc.yaml and params.yaml lie."""
@@ -22,7 +25,6 @@ DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n    no_sc
 def create_workspace(folder: Path, *, preset: Path, settings: Sequence[str] = ()) -> None:
     """Make a folder with the parameters of a preset, changed by `key=value` settings, and a DVC graph over our code.
 
-    Folders of photos and scans and the face model's file become dependencies, so that DVC notices when they change.
     Raises: ValueError if the folder is a workspace already or the parameters do not fit; then nothing is written.
     """
     from tasks.params import parse_params
@@ -37,28 +39,57 @@ def create_workspace(folder: Path, *, preset: Path, settings: Sequence[str] = ()
     root = folder.resolve()
     data["project"]["code"] = os.path.relpath(CODE, root) if root.is_relative_to(CODE) else str(CODE)
     params = parse_params(data, name=f"{preset.name} with the settings given")
-    outside = [
+    (folder / ".dvc").mkdir(parents=True, exist_ok=True)
+    (folder / ".dvc" / "config").write_text(DVC_CONFIG, encoding="utf-8")
+    shutil.copyfile(CODE / ".dvcignore", folder / ".dvcignore")
+    _write_graph(folder, params)
+    heading = f"Made by `mien workspace` from {preset.name}; {CODE / 'params.yaml'} explains the keys."
+    # Last, because it is what makes a folder a workspace.
+    _write_yaml(folder / "params.yaml", data, heading)
+
+
+def refresh_graph(folder: Path) -> None:
+    """Bring a workspace's `dvc.yaml` up to date with the code's and with its own sources; the checkout's stays."""
+    from tasks.params import load_params
+
+    params = load_params(folder / "params.yaml")
+    if params.project.code != ".":
+        _write_graph(folder, params)
+
+
+def _write_graph(folder: Path, params: Params) -> None:
+    """The graph of the code, with what lies outside of the workspace as further dependencies.
+
+    Folders of photos and scans and the face model's file are listed, so that DVC notices when they change. Folders of
+    code are listed file by file: `.dvcignore` does not reach outside, and there Python leaves its caches.
+    """
+    graph = read_yaml(CODE / "dvc.yaml")
+    prefix = "${project.code}/"
+    for stage in graph["stages"].values():
+        stage["deps"] = [
+            name
+            for entry in stage["deps"]
+            for name in (
+                [prefix + file for file in _files(entry.removeprefix(prefix))] if entry.startswith(prefix) else [entry]
+            )
+        ]
+        if params.face_model.path is not None:
+            stage["deps"].append(str(params.face_model.path))
+    graph["stages"]["ingest"]["deps"] += [
         str(path)
         for source in params.ingest.sources
         for key in sorted(PATH_KEYS)
         if isinstance(path := getattr(source, key, None), Path)
     ]
-    graph = read_yaml(CODE / "dvc.yaml")
-    graph["stages"]["ingest"]["deps"].extend(outside)
-    if params.face_model.path is not None:
-        for stage in graph["stages"].values():
-            stage["deps"].append(str(params.face_model.path))
-
-    (folder / ".dvc").mkdir(parents=True, exist_ok=True)
-    (folder / ".dvc" / "config").write_text(DVC_CONFIG, encoding="utf-8")
-    shutil.copyfile(CODE / ".dvcignore", folder / ".dvcignore")
-    _write_yaml(folder / "dvc.yaml", graph, f"Made by `mien workspace` from {CODE / 'dvc.yaml'}; input folders added.")
-    # Last, because it is what makes a folder a workspace.
     _write_yaml(
-        folder / "params.yaml",
-        data,
-        f"Made by `mien workspace` from {preset.name}; {CODE / 'params.yaml'} explains the keys.",
+        folder / "dvc.yaml", graph, f"Made from {CODE / 'dvc.yaml'} whenever `mien run` is called; edit that one."
     )
+
+
+def _files(name: str) -> list[str]:
+    """A file of the code, or all files of a folder of it."""
+    found = [path for path in sorted((CODE / name).rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
+    return [path.relative_to(CODE).as_posix() for path in found] or [name]
 
 
 def allow_without_git(folder: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -31,13 +32,22 @@ stages:
 """Against the order of the file; one stage fails once, one always."""
 
 
+@pytest.fixture(autouse=True)
+def environment() -> Iterator[None]:
+    """Commands prepare the process for their workspace; the next test has another."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture
-def project(tmp_path: Path) -> Path:
+def project(tmp_path: Path, repository: Path) -> Path:
     folder = tmp_path / "project"
     (folder / ".dvc").mkdir(parents=True)
     (folder / ".dvc" / "config").write_text("[core]\n    no_scm = true\n    analytics = false\n")
     (folder / "dvc.yaml").write_text(GRAPH)
-    (folder / "params.yaml").touch()
+    shutil.copyfile(repository / "params.yaml", folder / "params.yaml")
     return folder
 
 
@@ -46,7 +56,7 @@ def call(repository: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run `python -m …` as a user would, with our environment first."""
 
     def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_API")}
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
         environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         environment["PYTHONPATH"] = str(repository)
         command = [sys.executable, "-m", *arguments]

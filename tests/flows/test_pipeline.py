@@ -27,6 +27,7 @@ def test_a_shaky_stage_is_tried_again_and_a_broken_one_stops_the_run(
     project: Path, call: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     done = call("flows", "pipeline", "--retries", "1", "--retry-delay", "0", cwd=project)
+    assert "Running stage 'first'" in done.stdout, done.stderr
     assert (project.parent / "order").read_text().split() == ["first", "shaky", "shaky", "broken", "broken"]
     assert done.returncode == 1
     assert done.stderr.strip().splitlines()[-1] == "error: broken: dvc repro ended with code 255"

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from flows.workspace import (
     CODE,
@@ -16,6 +17,7 @@ from flows.workspace import (
     preset_names,
     preset_path,
     read_yaml,
+    refresh_graph,
 )
 from tasks.params import ParamsError, load_params
 
@@ -71,6 +73,30 @@ def test_real_input_is_watched_by_the_graph(tmp_path: Path) -> None:
     assert "/data/faces" in stages["ingest"]["deps"]
     assert all("/data/model.npz" in stage["deps"] for stage in stages.values())
     assert stages["evaluate"]["cmd"] == "python -m flows evaluate"
+
+
+def test_code_is_watched_file_by_file_without_caches(tmp_path: Path) -> None:
+    create_workspace(tmp_path / "w", preset=preset_path("smoke"))
+    deps = read_yaml(tmp_path / "w" / "dvc.yaml")["stages"]["ingest"]["deps"]
+    assert "${project.code}/models/face/camera.py" in deps
+    assert "${project.code}/models/face" not in deps
+    assert not [name for name in deps if "__pycache__" in name]
+
+
+def test_the_graph_follows_the_parameters_of_the_workspace(tmp_path: Path) -> None:
+    create_workspace(tmp_path / "w", preset=preset_path("smoke"))
+    params = tmp_path / "w" / "params.yaml"
+    data = read_yaml(params)
+    data["ingest"]["sources"].append({"kind": "photos", "name": "more", "path": "/data/more"})
+    params.write_text(yaml.safe_dump(data))
+    refresh_graph(tmp_path / "w")
+    assert read_yaml(tmp_path / "w" / "dvc.yaml")["stages"]["ingest"]["deps"][-1] == "/data/more"
+
+
+def test_the_graph_of_the_checkout_is_nobodys_copy(repository: Path) -> None:
+    before = (repository / "dvc.yaml").read_bytes()
+    refresh_graph(repository)
+    assert (repository / "dvc.yaml").read_bytes() == before
 
 
 def test_a_preset_without_its_paths_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
