@@ -6,6 +6,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +20,7 @@ from models.export import camera_document, overlay, write_mesh
 from models.face.camera import crop_camera
 from models.face.crop import apply_affine, crop_affine, photo_camera, warp_crop
 from models.face.formats import build_face_model
+from models.face.morphable import MorphableModel
 from models.landmarks.detector import Detection, LandmarkDetector, ProvidedDetector, build_detector
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
 from models.types import Reconstruction
@@ -142,17 +144,19 @@ def open_champion(params: Params, workspace: Workspace) -> FaceReader:
     folder = Path(download_artifacts(artifact_uri=f"{location}/artifacts", tracking_uri=uri))
     settings = read_json(folder / PACKAGE_FILES["settings"])
     model = build_face_model("npz", path=folder / PACKAGE_FILES["face_model"], identity_modes=sys.maxsize)
-    weights = load_checkpoint(folder / PACKAGE_FILES["reconstructor_checkpoint"])
+    reconstructor = _load(folder / PACKAGE_FILES["reconstructor_checkpoint"], model)
 
     def find_detector() -> LandmarkDetector:
         kind = settings["landmarks"]
         if kind != "hierarchical":
             return build_detector(kind)
-        content = load_checkpoint(folder / PACKAGE_FILES["detector_checkpoint"])
-        return build_detector(kind, content=content, min_face_score=settings["detector"]["min_face_score"])
+        path = folder / PACKAGE_FILES["detector_checkpoint"]
+        content = load_checkpoint(path)
+        with _fitting_weights(path):
+            return build_detector(kind, content=content, min_face_score=settings["detector"]["min_face_score"])
 
     return FaceReader(
-        reconstructor=load_reconstructor(weights, model),
+        reconstructor=reconstructor,
         origin={"name": name, "version": int(version.version), "alias": CHAMPION},
         max_image_bytes=settings["max_image_bytes"],
         max_image_pixels=settings["max_image_pixels"],
@@ -169,13 +173,18 @@ def open_checkpoint(path: Path, params: Params, workspace: Workspace) -> FaceRea
     path = path / "checkpoint.pt" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such checkpoint; name one such as artifacts/refusion/checkpoint.pt")
+
+    def find_detector() -> LandmarkDetector:
+        with _fitting_weights(workspace.folder("train_detector") / "checkpoint.pt"):
+            return open_detector(params, workspace)
+
     return FaceReader(
-        reconstructor=load_reconstructor(load_checkpoint(path), load_face_model(params, workspace)),
+        reconstructor=_load(path, load_face_model(params, workspace)),
         origin={"checkpoint": str(path)},
         max_image_bytes=params.ingest.max_image_bytes,
         max_image_pixels=params.ingest.max_image_pixels,
         max_side_px=params.ingest.max_side_px,
-        find_detector=lambda: open_detector(params, workspace),
+        find_detector=find_detector,
     )
 
 
@@ -268,6 +277,22 @@ def document(face: PhotoFace, path: Path, reader: FaceReader, *, mesh: str) -> d
             "face_score": round(face.detection.face_score, 4),
         },
     }
+
+
+def _load(path: Path, model: MorphableModel) -> Reconstructor:
+    content = load_checkpoint(path)
+    with _fitting_weights(path):
+        return load_reconstructor(content, model)
+
+
+@contextmanager
+def _fitting_weights(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, KeyError, TypeError):  # what torch and dataclasses say of weights and settings that differ
+        raise ValueError(
+            f"{path}: made by another version of Mien; train again, or check out the code of its run"
+        ) from None
 
 
 def _detect(reader: FaceReader, photo: Pixels, points: np.ndarray | None) -> Detection:

@@ -30,7 +30,7 @@ from models.face.lighting import ambient_light
 from models.face.morphable import MorphableModel
 from models.landmarks.cascade import REFINEMENTS, load_hierarchical
 from models.landmarks.detector import CONFIDENCE_SIGMA, PROVIDED_SIGMA, confidence_from_sigma
-from models.landmarks.framing import FRAME_SCALE
+from models.landmarks.framing import FLIP_PERMUTATION, FRAME_SCALE
 from models.landmarks.hierarchical import HierarchicalNetwork
 from models.network_export import RECONSTRUCTOR_OUTPUTS, TOLERANCE, export_landmark_network, export_reconstructor
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
@@ -168,6 +168,7 @@ def _detector_settings(content: dict[str, Any], params: Params) -> dict[str, Any
         "mean_shape": content["mean_shape"].tolist(),
         "sigma_scale": float(content["sigma_scale"]),
         "frame_scale": FRAME_SCALE,
+        "mirror_order": FLIP_PERMUTATION.tolist(),
         "refinements": REFINEMENTS,
         "confidence_sigma": CONFIDENCE_SIGMA,
         "min_face_score": params.detect_landmarks.min_face_score,

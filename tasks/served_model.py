@@ -182,6 +182,7 @@ class FaceFinder:
         self.size_px: int = settings["input_size_px"]
         self.mean_shape = np.array(settings["mean_shape"])
         self.frame_scale: float = settings["frame_scale"]
+        self.mirror_order = np.array(settings["mirror_order"])
         self.refinements: int = settings["refinements"]
         self.sigma_scale: float = settings["sigma_scale"]
         self.confidence_sigma: float = settings["confidence_sigma"]
@@ -203,9 +204,12 @@ class FaceFinder:
         # Sure of a face, and sure of its points, which favours windows that fit tightly.
         rank = np.log(guesses[2] + 1e-6) - 0.5 * np.log(guesses[1].mean(1) + 1e-6)
         points, sigma, score = (values[rank.argmax()] for values in guesses)
-        for _ in range(self.refinements):
+        for step in range(self.refinements):
             centre, side, angle = self._tight_frame(points)
-            guess = self._look(photo, self._affine(centre[None], np.array([side]), angle))
+            affine = self._affine(centre[None], np.array([side]), angle)
+            guess = self._look(photo, affine)
+            if step == self.refinements - 1:
+                guess = self._with_mirrored(photo, affine, guess)
             points, sigma, score = (values[0] for values in guess)
         if score < self.min_face_score or np.ptp(points, axis=0).max() < 1.0:
             return None
@@ -220,6 +224,17 @@ class FaceFinder:
         sigma = np.exp(log_sigma.astype(np.float64)) * self.sigma_scale / side[:, None]
         photo_points = points @ affines[:, :2, :2].transpose(0, 2, 1) + affines[:, None, :2, 2]
         return photo_points, sigma, 1.0 / (1.0 + np.exp(-presence.astype(np.float64)))
+
+    def _with_mirrored(
+        self, photo: np.ndarray, affines: np.ndarray, guesses: tuple[np.ndarray, np.ndarray, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Mean with a look at the same frames from right to left."""
+        flip = np.array([[-1.0, 0.0, self.size_px], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        points, sigma, score = self._look(photo, affines @ flip)
+        order = self.mirror_order
+        mirrored = points[:, order], sigma[:, order], score
+        first, second, third = ((one + other) / 2.0 for one, other in zip(guesses, mirrored, strict=True))
+        return first, second, third
 
     def _affine(self, centre: np.ndarray, side: np.ndarray, angle: float = 0.0) -> np.ndarray:
         linear = _rotation(angle)[None] * (side / self.size_px)[:, None, None]

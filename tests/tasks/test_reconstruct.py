@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from io import BytesIO
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import pytest
 import trimesh
 from PIL import Image
 
-from tasks.artifacts import Workspace
+from tasks.artifacts import Workspace, load_checkpoint, save_checkpoint
 from tasks.params import load_params
 from tasks.reconstruct import ReconstructionError, open_champion, read_face, reconstruct_photos
 from tests.tasks.trained_workspace import PHOTO_SIZE_PX, front_points, write_photo
@@ -154,6 +155,19 @@ def test_wrong_checkpoint_is_named(registered: Workspace, tmp_path: Path, name: 
     path = registered.root / "artifacts" / name
     with pytest.raises((FileNotFoundError, ValueError), match=message):
         reconstruct_photos([photo], tmp_path / "out", workspace=registered, checkpoint=path)
+
+
+@pytest.mark.parametrize("stage", ["refusion", "train_detector"])
+def test_weights_of_other_networks_are_named(registered: Workspace, tmp_path: Path, stage: str) -> None:
+    workspace = Workspace(tmp_path / "older")
+    shutil.copytree(registered.root, workspace.root, ignore=shutil.ignore_patterns("mlruns"))
+    path = workspace.folder(stage) / "checkpoint.pt"
+    content = load_checkpoint(path)
+    del content["weights"][next(iter(content["weights"]))]
+    save_checkpoint(path, content)
+    photo = write_photo(tmp_path / "face.png")
+    with pytest.raises(ValueError, match=rf"{stage}/checkpoint.pt: made by another version of Mien; train again"):
+        reconstruct_photos([photo], tmp_path / "out", workspace=workspace, checkpoint=workspace.folder("refusion"))
 
 
 def test_folder_without_photos_and_file_as_out(registered: Workspace, tmp_path: Path) -> None:
