@@ -26,6 +26,7 @@ def face() -> MorphableModel:
 def workspace(face: MorphableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
     monkeypatch.setattr(stage, "track", Recorder().track)
     monkeypatch.setattr(stage, "VALIDATION_FACES", 128)
+    monkeypatch.setattr(stage, "EXPRESSIONS", 64)
     save_face_model(face, tmp_path / "tiny.npz")
     return Workspace(tmp_path)
 
