@@ -1,7 +1,7 @@
-"""Our detector: the hierarchical network looks at whole photos, at windows where it must, then twice more closely.
+"""Our detector: the hierarchical network looks at whole photos, at windows where it must, then ever more closely.
 
 Every pass frames the face by the points of the pass before, upright and tight, so the last one sees a face at the size
-it was trained on. All passes run over batches of photos.
+it was trained on. The last look is also taken in the mirror. All passes run over batches of photos.
 """
 
 from __future__ import annotations
@@ -18,10 +18,19 @@ from jaxtyping import Float, Int, UInt8
 from torch import nn
 
 from models.landmarks.detector import Annotations, Detection, confidence_from_sigma
-from models.landmarks.framing import box_side, cut_frames, frame_affine, landmark_box, tight_frame, transform_points
+from models.landmarks.framing import (
+    FLIP_PERMUTATION,
+    box_side,
+    cut_frames,
+    frame_affine,
+    landmark_box,
+    tight_frame,
+    transform_points,
+)
 from models.landmarks.hierarchical import HierarchicalNetwork, LandmarkOutput, NetworkWidths
+from models.types import LANDMARK_COUNT
 
-REFINEMENTS = 2
+REFINEMENTS = 3
 
 WINDOW_SCALES = (0.7, 0.5)
 """Sides of the search windows relative to the shorter side of the photo."""
@@ -47,6 +56,15 @@ class Guesses:
     def rank(self) -> Float[np.ndarray, "N"]:
         """Higher is better: sure of a face, and sure of its points, which favours windows that fit tightly."""
         return np.log(self.presence + 1e-6) - 0.5 * np.log(self.sigma.mean(1) + 1e-6)
+
+    def average(self, other: Guesses) -> Guesses:
+        """Mean of two looks at the same faces."""
+        return Guesses(
+            self.photo,
+            (self.points + other.points) / 2.0,
+            (self.sigma + other.sigma) / 2.0,
+            (self.presence + other.presence) / 2.0,
+        )
 
     def take(self, rows: Int[np.ndarray, "M"]) -> Guesses:
         """The guesses of those rows."""
@@ -117,21 +135,30 @@ class HierarchicalDetector:
         return guesses.take(np.array(best))
 
     def _refine(self, images: Sequence[np.ndarray], guesses: Guesses) -> Guesses:
-        for _ in range(REFINEMENTS):
+        for step in range(REFINEMENTS):
             centre, side, angle = tight_frame(guesses.points, self.mean_shape)
             side = np.maximum(side, MIN_POINT_SPREAD_PX)
-            guesses = self._look(images, guesses.photo, self._affine(centre, side, angle))
+            photos = guesses.photo
+            guesses = self._look(images, photos, self._affine(centre, side, angle))
+            if step == REFINEMENTS - 1:
+                mirrored = self._look(images, photos, self._affine(centre, side, angle, flip=True), mirrored=True)
+                guesses = guesses.average(mirrored)
         return guesses
 
     def _affine(
-        self, centre: np.ndarray, side: np.ndarray, angle: np.ndarray | None = None
+        self, centre: np.ndarray, side: np.ndarray, angle: np.ndarray | None = None, *, flip: bool = False
     ) -> Float[np.ndarray, "N 3 3"]:
         upright = np.zeros(len(side)) if angle is None else angle
-        return frame_affine(centre, side, upright, size_px=self.input_size_px)
+        return frame_affine(centre, side, upright, size_px=self.input_size_px, flip=np.full(len(side), flip))
 
     @torch.inference_mode()
     def _look(
-        self, images: Sequence[np.ndarray], which: Int[np.ndarray, "N"], affine: Float[np.ndarray, "N 3 3"]
+        self,
+        images: Sequence[np.ndarray],
+        which: Int[np.ndarray, "N"],
+        affine: Float[np.ndarray, "N 3 3"],
+        *,
+        mirrored: bool = False,
     ) -> Guesses:
         points, sigma, presence = [], [], []
         for start in range(0, len(which), self.batch_size):
@@ -148,7 +175,8 @@ class HierarchicalDetector:
         found = np.concatenate(points)
         side = np.maximum(box_side(found), MIN_POINT_SPREAD_PX)
         relative = np.concatenate(sigma) * self.sigma_scale / side[:, None]
-        return Guesses(which, transform_points(affine, found), relative, np.concatenate(presence))
+        order = FLIP_PERMUTATION if mirrored else np.arange(LANDMARK_COUNT)
+        return Guesses(which, transform_points(affine, found)[:, order], relative[:, order], np.concatenate(presence))
 
 
 def search_windows(image: UInt8[np.ndarray, "H W 3"]) -> list[tuple[float, float, float]]:

@@ -21,7 +21,7 @@ from models.landmarks.augment import (
     wide_crops,
     wide_noise,
 )
-from models.landmarks.framing import frame_affine
+from models.landmarks.framing import FLIP_PERMUTATION, frame_affine
 from models.landmarks.hierarchical import HierarchicalNetwork, LandmarkOutput
 from models.losses.landmarks import error_likelihood, presence_loss, wing_loss
 
@@ -83,18 +83,21 @@ class LandmarkObjective:
 
     def __call__(self, network: nn.Module, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Draw a batch and measure it; all randomness comes from the generator's seed."""
-        random = np.random.default_rng(generator.initial_seed())
         settings = self.settings
-        images, points, real, faces = self._batch(random)
-        output: LandmarkOutput = network(images.contiguous(memory_format=torch.channels_last))
-        found = output.points[:faces]
+        device = next(network.parameters()).device
+        batch = self._batch(np.random.default_rng(generator.initial_seed()))
+        points = batch.points.to(device)
+        output: LandmarkOutput = network(batch.images.to(device, memory_format=torch.channels_last))
+        found = output.points[: batch.faces]
         error = wing_loss(found, points, width=settings.wing_width_px, curvature=settings.wing_curvature_px)
+        face = (torch.arange(len(batch.images), device=device) < batch.faces).float()
+        doubt = presence_loss(output.presence, face)
         named = {
-            "wing": error[:real].mean(),
-            "wing_augmented": error[real:].mean(),
-            "likelihood": error_likelihood(output.log_sigma[:faces], found, points).mean(),
-            "presence": presence_loss(output.presence, (torch.arange(len(images)) < faces).float()).mean(),
-            "error_px": (found[:real] - points[:real]).detach().norm(dim=2).mean(),
+            "wing": error[: batch.real].mean(),
+            "wing_augmented": error[batch.real :].mean(),
+            "likelihood": error_likelihood(output.log_sigma[: batch.faces], found, points).mean(),
+            # Both kinds count alike, whatever their numbers, or a doubtful crop would pass for a face.
+            "presence": (doubt[: batch.faces].mean() + doubt[batch.faces :].mean()) / 2.0,
         }
         total = (
             named["wing"]
@@ -102,30 +105,37 @@ class LandmarkObjective:
             + settings.likelihood_weight * named["likelihood"]
             + settings.presence_weight * named["presence"]
         )
-        return total, named
+        if settings.consistency_weight:
+            named["consistency"] = copy_distance(
+                found[: batch.faces - batch.real], found[batch.real :], warp=batch.warp.to(device)
+            ).mean()
+            total = total + settings.consistency_weight * named["consistency"]
+        named["error_px"] = (found[: batch.real] - points[: batch.real]).norm(dim=2).mean()
+        return total, {name: value.detach() for name, value in named.items()}
 
-    def _batch(self, random: np.random.Generator) -> tuple[Tensor, Tensor, int, int]:
+    def _batch(self, random: np.random.Generator) -> _TrainingBatch:
         settings, samples = self.settings, self.samples
         count = settings.batch_size
         drawn = self.rows[random.choice(len(self.rows), count, replace=len(self.rows) < count)]
         copies = max(1, round(count * settings.augmented_share))
-        # The balance decides whether a row is mirrored; the warped copy is mirrored the other way.
+        flip = drawn[:, 1].astype(bool)
         tight = tight_crops(
             samples.images,
             samples.points,
             drawn[:, 0],
             shape=samples.mean_shape,
             size_px=self.size_px,
-            flip=drawn[:, 1].astype(bool),
+            flip=flip,
             augmentation=self.augmentation,
             generator=random,
         )
+        # The balance decides whether a row is mirrored; the warped copy is mirrored the other way.
         wide = wide_crops(
             samples.images,
             samples.points,
             drawn[:copies, 0],
             size_px=self.size_px,
-            flip=~drawn[:copies, 1].astype(bool),
+            flip=~flip[:copies],
             augmentation=self.augmentation,
             generator=random,
         )
@@ -137,9 +147,37 @@ class LandmarkObjective:
             generator=random,
         )
         pixels = torch.from_numpy(np.concatenate([tight.images, wide.images, without]))
-        images = jitter_colours(pixels, augmentation=self.augmentation, generator=random)
-        points = torch.from_numpy(np.concatenate([tight.points, wide.points]))
-        return images, points, count, count + copies
+        warp = np.linalg.inv(tight.affine[:copies]) @ wide.affine
+        return _TrainingBatch(
+            images=jitter_colours(pixels, augmentation=self.augmentation, generator=random),
+            points=torch.from_numpy(np.concatenate([tight.points, wide.points])),
+            warp=torch.from_numpy(warp.astype(np.float32)),
+            real=count,
+            faces=count + copies,
+        )
+
+
+@dataclass(frozen=True)
+class _TrainingBatch:
+    """Tight crops, then warped copies of the first of them, then crops without a face."""
+
+    images: Float[Tensor, "N 3 S S"]
+    points: Float[Tensor, "F 68 2"]
+    warp: Float[Tensor, "C 3 3"]
+    """Pixels of each copy to pixels of its tight crop; it mirrors."""
+    real: int
+    faces: int
+
+
+def copy_distance(
+    real: Float[Tensor, "C 68 2"], copies: Float[Tensor, "C 68 2"], *, warp: Float[Tensor, "C 3 3"]
+) -> Float[Tensor, "C"]:
+    """Mean absolute difference between the points of mirrored copies, warped back, and those of the real crops.
+
+    Convention: pixels of the real crop. Only the copies' points get a gradient: the real crop is the better teacher.
+    """
+    back = copies @ warp[:, :2, :2].transpose(1, 2) + warp[:, None, :2, 2]
+    return (back[:, torch.from_numpy(FLIP_PERMUTATION)] - real.detach()).abs().mean((1, 2))
 
 
 def coordinate_modes(

@@ -18,6 +18,7 @@ from models.landmarks.learning import (
     LandmarkSamples,
     ObjectiveSettings,
     coordinate_modes,
+    copy_distance,
 )
 from models.training.loop import LoopSettings, build_fabric, train
 
@@ -120,6 +121,15 @@ def test_resumed_run_ends_with_the_same_weights(drawn_faces: LandmarkSamples, tm
     fit(drawn_faces, resumed, steps=8, progress=tmp_path / "second")
     for name, weight in undisturbed.state_dict().items():
         assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_copies_warped_back_agree_with_the_real_crops(drawn_faces: LandmarkSamples) -> None:
+    rows = np.stack([np.arange(24), np.arange(24) % 2], 1)
+    objective = LandmarkObjective(drawn_faces, rows, settings=ObjectiveSettings(batch_size=8), size_px=SIZE)
+    batch = objective._batch(np.random.default_rng(0))
+    copies = batch.faces - batch.real
+    distance = copy_distance(batch.points[:copies], batch.points[batch.real :], warp=batch.warp)
+    torch.testing.assert_close(distance, torch.zeros(copies), atol=1e-3, rtol=0)
 
 
 def test_average_follows_the_weights(drawn_faces: LandmarkSamples) -> None:
