@@ -9,13 +9,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tasks.artifacts import Workspace, read_json, write_json
 from tasks.params import load_params
 from tasks.register import CHALLENGER, find_version, register
 from tasks.tracking import tracking_client
-from tests.tasks.trained_workspace import METRICS, write_photo
+from tests.tasks.trained_workspace import METRICS, front_points, write_photo
 
 CONSUMER = """
 import base64, json, sys
@@ -113,7 +114,34 @@ def test_worse_version_stays_challenger(registered: Workspace, tmp_path: Path, m
     client = tracking_client(params, workspace)
     champion = find_version(client, "mien-reconstructor", "champion")
     assert champion is not None
-    assert champion.version == "1" or champion.version == 1
+    assert int(champion.version) == 1
+
+
+def test_provided_landmarks_need_no_detector(
+    registered: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+    import pandas
+    from mlflow.exceptions import MlflowException
+
+    (exported,) = (registered.root / "mlruns").rglob("reconstructor.onnx")
+    monkeypatch.setattr("tasks.register.export_reconstructor", lambda _, path: float(bool(shutil.copy(exported, path))))
+    workspace = copy_of(registered, tmp_path / "provided")
+    shutil.rmtree(workspace.folder("train_detector"))
+    text = workspace.params.read_text()
+    workspace.params.write_text(text.replace("detector: hierarchical", "detector: provided"))
+    register(load_params(workspace.params), workspace)
+    (folder,) = (workspace.root / "mlruns" / "artifacts" / "models").iterdir()
+    model = mlflow.pyfunc.load_model(str(folder / "artifacts"))
+    content = write_photo(tmp_path / "face.png").read_bytes()
+    with pytest.raises(MlflowException, match="landmarks"):
+        model.predict(pandas.DataFrame({"image": [content]}))
+    points = [front_points().ravel(), front_points().ravel()[:-2], np.full(136, np.nan)]
+    rows = model.predict(pandas.DataFrame({"image": [content] * 3, "landmarks": [row.tolist() for row in points]}))
+    assert rows[0]["landmarks_detected"] == pytest.approx(front_points())
+    assert rows[0]["confidence"] == pytest.approx(np.full(68, 0.8))
+    assert rows[1]["error"] == "landmarks: 134 numbers, expected 136"
+    assert rows[2]["error"] == "landmarks: numbers that are not finite"
 
 
 def test_missing_checkpoint_is_named(registered: Workspace, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ PARAMS = """
 project: {crop_size_px: 64}
 face_model: {kind: npz, path: face.npz}
 ingest: {sources: [{kind: synthetic, name: faces, persons: 2}]}
-detect_landmarks: {detector: hierarchical}
+detect_landmarks: {detector: hierarchical, min_face_score: 0}
 train_self_supervised: &training
   init: train_geometry
   steps: 1
@@ -65,9 +65,6 @@ def trained_workspace(root: Path) -> tuple[Params, Workspace]:
     shape = (points - (points.min(0) + points.max(0)) / 2) / np.ptp(points, axis=0).max()
     mean = torch.from_numpy(shape / 1.25).flatten()
     network = HierarchicalNetwork(64, modes=(mean, 0.02 * torch.eye(len(mean))))
-    with torch.no_grad():
-        network.log_sigma.weight.normal_(std=0.1)
-        network.presence.bias.fill_(4.0)
     content = detector_content(network, mean_shape=shape, sigma_scale=1.5)
     save_checkpoint(workspace.folder("train_detector") / "checkpoint.pt", content)
     write_json(workspace.folder("evaluate") / "metrics.json", METRICS)
