@@ -161,6 +161,7 @@ def _fit(
             validate_every=max(1, steps // 8),
             patience=1000,
             seed=params.project.seed,
+            optimizer="muon",
         ),
         loss=objective,
         validate=validate,

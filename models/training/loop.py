@@ -13,18 +13,23 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.fabric import Fabric
 from rich.progress import Progress
 from torch import Generator, Tensor, nn
 
+from models.training.orthogonal import Muon
+
 StepLoss = Callable[[nn.Module, Generator], tuple[Tensor, dict[str, Tensor]]]
 """(network, generator) -> loss to minimise, and named numbers for the log."""
 
 Validate = Callable[[nn.Module], dict[str, float]]
 """network in evaluation mode -> named numbers, among them the `score`."""
+
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {"adamw": torch.optim.AdamW, "muon": Muon}
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class LoopSettings:
     freeze_batch_norm: bool = False
     rate_factors: Mapping[str, float] = field(default_factory=dict)
     """Learning rate of the parameters whose name starts so, relative to the others; 0 freezes them."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,10 @@ def train(
 ) -> LoopResult:
     """Minimise `loss`, keep the weights with the lowest validation `score`, load them into `network` at the end.
 
-    Optimiser: AdamW with linear warm-up and cosine decay. State goes to `progress_folder` at every validation and is
-    used again if its `fingerprint` (whatever identifies the run) agrees; a finished run removes it.
+    The rate warms up linearly and decays as a cosine. State goes to `progress_folder` at every validation and is used
+    again if its `fingerprint` (whatever identifies the run) agrees; a finished run removes it.
     """
-    optimizer = torch.optim.AdamW(
+    optimizer: torch.optim.Optimizer = OPTIMIZERS[settings.optimizer](
         _parameter_groups(network, settings.rate_factors), lr=settings.learning_rate, weight_decay=settings.weight_decay
     )
     wrapped, optimizer = fabric.setup(network, optimizer)

@@ -57,6 +57,7 @@ def fit(
             validate_every=4,
             patience=1000,
             seed=0,
+            optimizer="muon",
         ),
         loss=objective,
         validate=validate,
