@@ -87,9 +87,9 @@ def _write_graph(folder: Path, params: Params) -> None:
 
 
 def _files(name: str) -> list[str]:
-    """A file of the code, or all files of a folder of it."""
-    found = [path for path in sorted((CODE / name).rglob("*")) if path.is_file() and "__pycache__" not in path.parts]
-    return [path.relative_to(CODE).as_posix() for path in found] or [name]
+    """A file of the code, or all files of a folder of it; DVC warns of empty ones."""
+    found = [path for path in sorted((CODE / name).rglob("*")) if path.is_file() and path.stat().st_size]
+    return [path.relative_to(CODE).as_posix() for path in found if "__pycache__" not in path.parts] or [name]
 
 
 def allow_without_git(folder: Path) -> None:
