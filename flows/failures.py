@@ -76,8 +76,8 @@ def failure_path(workspace: Path, name: str) -> Path:
 def reported(workspace: Path, name: str, *, debug: bool = False) -> Iterator[None]:
     """Turn any error of the block into one line on stderr and an exit code."""
     path = failure_path(workspace, name)
-    # A scheduler that ends us must not leave our server behind.
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    # A scheduler that ends us must not leave our server behind; and a shell starts background jobs deaf to SIGINT.
+    before = {kind: signal.signal(kind, _interrupt) for kind in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:  # noqa: BLE001 - the outermost place, where nothing may pass
@@ -88,7 +88,8 @@ def reported(workspace: Path, name: str, *, debug: bool = False) -> Iterator[Non
         failure.show(debug=debug, path=path)
         raise SystemExit(failure.exit_code) from None
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 def _interrupt(*_: object) -> None:

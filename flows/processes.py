@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,21 +14,27 @@ PATIENCE = ((signal.SIGINT, 20.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 
 
 def run_child(command: Sequence[str], *, cwd: Path) -> int:
-    """Run a command and give its exit code; on an interrupt it and its own children are ended first.
-
-    DVC ignores SIGINT while a stage runs, so the signal goes to the whole group.
-    """
+    """Run a command and give its exit code; on an interrupt it and its own children are ended first."""
     with subprocess.Popen(command, cwd=cwd, start_new_session=True) as process:
         try:
             return process.wait()
         except BaseException:
+            # DVC ignores SIGINT while a stage runs, so the signal goes to the whole group.
             for kind, seconds in PATIENCE:
-                try:
-                    os.killpg(process.pid, kind)
-                    process.wait(seconds)
-                except subprocess.TimeoutExpired:
-                    continue
-                except ProcessLookupError:
-                    pass
-                break
+                if _group_ended(process, kind, seconds):
+                    break
             raise
+
+
+def _group_ended(process: subprocess.Popen[bytes], kind: signal.Signals, seconds: float) -> bool:
+    """Send a signal to all processes of a group and wait for them; the first may end before the others."""
+    deadline = time.monotonic() + seconds
+    try:
+        os.killpg(process.pid, kind)
+        while time.monotonic() < deadline:
+            process.poll()  # an ended child counts as a member until it is reaped
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+    except ProcessLookupError:
+        return True
+    return False

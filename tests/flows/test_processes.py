@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from flows import processes
 from flows.processes import run_child
 
 
@@ -43,3 +45,25 @@ def test_an_interrupt_reaches_the_children_of_the_child(tmp_path: Path) -> None:
         run_child([sys.executable, "-c", program], cwd=tmp_path)
     assert (tmp_path / "interrupted").exists()
     assert time.monotonic() - started < 15
+
+
+def test_a_grandchild_that_outlives_the_child_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "PATIENCE", ((signal.SIGINT, 1.0), (signal.SIGTERM, 10.0)))
+    deaf = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); open('started', 'w'); time.sleep(60)"
+    program = f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-c', {deaf!r}])\n"
+    program += "open('pid', 'w').write(str(p.pid)); time.sleep(60)"
+
+    def interrupt() -> None:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        processes.run_child([sys.executable, "-c", program], cwd=tmp_path)
+    grandchild = int((tmp_path / "pid").read_text())
+    state = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(grandchild)], capture_output=True, text=True, check=False
+    ).stdout
+    # Gone, or a zombie where nobody reaps orphans.
+    assert state.strip() in ("", "Z")
