@@ -89,8 +89,8 @@ class PhotosSource(Section):
     landmarks: Path | None = None
     """CSV with columns file, x0, y0 … x67, y67 in pixels; default `landmarks.csv` in the folder, where it exists."""
     persons: Path | None = None
-    """CSV with columns file, person; default `persons.csv` in the folder, where it exists. A photo that is not listed is
-    a person of its own."""
+    """CSV with columns file, person; default `persons.csv` in the folder, where it exists. A photo that is not
+    listed is a person of its own."""
 
 
 class ScansSource(Section):
@@ -148,7 +148,7 @@ class TrainDetectorParams(Section):
     epochs: PositiveCount = 20
     batch_size: PositiveCount = 32
     """Faces per step; half as many warped copies and an eighth without a face come on top."""
-    learning_rate: Positive = 2.5e-3
+    learning_rate: Positive = 4e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     clip_norm: Positive = 1.0
     wing_width_px: Positive = 10.0
@@ -307,12 +307,14 @@ class Params(Section):
             for training in getattr(self, stage).sources:
                 if training.source not in known:
                     raise ValueError(
-                        f"{stage}.sources: source {training.source!r} is not ingested, expected one of {', '.join(known)}"
+                        f"{stage}.sources: source {training.source!r} is not ingested, "
+                        f"expected one of {', '.join(known)}"
                     )
                 for loss in training.losses:
                     if "scan" in TERMS[loss].needs and not is_labelled(known[training.source]):
                         raise ValueError(
-                            f"{stage}.sources: loss {loss!r} needs labelled meshes, which source {training.source!r} lacks"
+                            f"{stage}.sources: loss {loss!r} needs labelled meshes, "
+                            f"which source {training.source!r} lacks"
                         )
         return self
 
