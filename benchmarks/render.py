@@ -1,8 +1,8 @@
 """Speed of the renderer: `python -m benchmarks.render --json FILE`.
 
-For face-like meshes and several image sizes: time per image of the triangle ids alone, of the forward pass, and of forward
-plus backward to vertices, albedo and light. Beside it stands, measured in the same run, the image network of the training
-stages, so that the ratio can be compared between machines.
+For face-like meshes and several image sizes: time per image of the triangle ids alone, of the forward pass, and of
+forward plus backward to vertices, albedo and light. Beside it stands, measured in the same run, the image network of
+the training stages, so that the ratio can be compared between machines.
 """
 
 from __future__ import annotations

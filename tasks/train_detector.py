@@ -6,6 +6,7 @@ import csv
 import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -104,7 +105,7 @@ def train_detector(params: Params, workspace: Workspace) -> None:
         _write_errors(folder / "noise.npz", errors)
         _write_balance(folder, training.yaw_deg, balanced, section.yaw_bin_deg)
         write_curve(folder / "curve.csv", result.curve)
-        numbers = {
+        numbers: dict[str, Any] = {
             "training_photos": len(training.images),
             "balanced_rows": len(balanced.index),
             "imbalance_before": imbalance(training.yaw_deg, large_pose_deg=section.large_pose_deg),
@@ -130,7 +131,8 @@ def _fit(
     identity: str,
 ) -> tuple[AveragedNetwork, LoopResult]:
     section = params.train_detector
-    averaged = AveragedNetwork(network).to(memory_format=torch.channels_last)
+    averaged = AveragedNetwork(network)
+    averaged.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     objective = LandmarkObjective(
         LandmarkSamples(training.images, training.points, shape),
         np.stack([balanced.index, balanced.flipped], 1).astype(np.int64),
