@@ -92,14 +92,16 @@ def evaluate(params: Params, workspace: Workspace) -> None:
 
 
 def block_metrics(measured: dict[str, Measured], crops: CropSet, edges_deg: tuple[float, ...]) -> dict[str, Any]:
-    """One block per stage: numbers over all photos, and `by_yaw` the same per bin of |yaw|."""
+    """One block per stage: numbers over all photos, `by_yaw` the same per bin of |yaw|, `by_source` per source."""
     persons = crops.person.numpy()
     everyone = np.ones(len(crops), dtype=bool)
     bins = yaw_bins(true_yaw_deg(crops), edges_deg)
+    sources = {name: np.array(crops.source) == name for name in sorted(set(crops.source))}
     return {
         block: {
             **summarize(found, persons, everyone),
             "by_yaw": {name: summarize(found, persons, chosen) for name, chosen in bins.items()},
+            "by_source": {name: summarize(found, persons, chosen) for name, chosen in sources.items()},
         }
         for block, found in measured.items()
     }

@@ -39,11 +39,11 @@ PICTURE_PX = 200
 ERROR_LIMIT_MM = 4.0
 
 
-def rank(measured: Measured) -> tuple[str, np.ndarray]:
-    """By which measure faces are ranked, and the places of those that have it, best first."""
+def rank(measured: Measured, chosen: np.ndarray) -> tuple[str, np.ndarray]:
+    """By which measure the chosen faces (N,) are ranked, and the places of those that have it, best first."""
     for name in RANKING:
         values = measured.values[name]
-        known = np.nonzero(np.isfinite(values))[0]
+        known = np.nonzero(np.isfinite(values) & chosen)[0]
         if len(known):
             sign = -1 if name == "similarity" else 1
             return name, known[np.argsort(sign * values[known], kind="stable")]
@@ -59,28 +59,15 @@ def draw_gallery(
     measured: Measured,
 ) -> tuple[list[dict[str, Any]], dict[str, bytes]]:
     """What the page says of the best, the median and the worst faces, and their pictures by name, with the overview."""
-    measure, order = rank(measured)
+    measure, order = rank(measured, np.ones(len(crops), dtype=bool))
     images: dict[str, bytes] = {}
     if not len(order):
         return [], images
     each = max(1, params.evaluate.pictures // 3)
     middle = max(0, (len(order) - each) // 2)
     groups = {"best": order[:each], "median": order[middle : middle + each], "worst": order[::-1][:each]}
-    spread = order[np.linspace(0, len(order) - 1, min(len(order), params.evaluate.pictures)).round().astype(int)]
-    shown = [int(place) for group in groups.values() for place in group]
-    wanted = {crops.sample_ids[place] for place in [*shown, *spread.tolist()]}
-    photos = read_images(workspace, wanted)
-    chosen = torch.from_numpy(spread)
-    images["overview"] = png(
-        draw_overlays(
-            model,
-            select_faces(measured.coefficients, chosen),
-            [photos[crops.sample_ids[place]] for place in spread],
-            crops.affine[chosen],
-            crop_px=params.project.crop_size_px,
-            size_px=PICTURE_PX,
-        )
-    )
+    images["overview"] = draw_overview(params, workspace, model, crops, measured, order)
+    photos = read_images(workspace, {crops.sample_ids[place] for group in groups.values() for place in group})
     scale = colormaps[ERROR_COLOURS](np.linspace(0, 1, 128))[:, :3]
     images["error_scale"] = colour_bar(scale.tolist(), limit_mm=ERROR_LIMIT_MM)
     faces = []
@@ -104,6 +91,38 @@ def draw_gallery(
                 }
             )
     return faces, images
+
+
+def draw_overviews(
+    params: Params, workspace: Workspace, model: MorphableModel, crops: CropSet, measured: Measured
+) -> dict[str, bytes]:
+    """An overview of each source, where there are several: what holds for rendered faces may not for real ones."""
+    sources = sorted(set(crops.source))
+    images = {}
+    for source in sources if len(sources) > 1 else []:
+        _, order = rank(measured, np.array(crops.source) == source)
+        if len(order):
+            images[f"overview_{source}"] = draw_overview(params, workspace, model, crops, measured, order)
+    return images
+
+
+def draw_overview(
+    params: Params, workspace: Workspace, model: MorphableModel, crops: CropSet, measured: Measured, order: np.ndarray
+) -> bytes:
+    """A picture of faces at even distances in the given order: photo, reconstruction over it, bare shape."""
+    spread = order[np.linspace(0, len(order) - 1, min(len(order), params.evaluate.pictures)).round().astype(int)]
+    photos = read_images(workspace, {crops.sample_ids[place] for place in spread})
+    chosen = torch.from_numpy(spread)
+    return png(
+        draw_overlays(
+            model,
+            select_faces(measured.coefficients, chosen),
+            [photos[crops.sample_ids[place]] for place in spread],
+            crops.affine[chosen],
+            crop_px=params.project.crop_size_px,
+            size_px=PICTURE_PX,
+        )
+    )
 
 
 def _face_row(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import csv
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from models.face.morphable import MorphableModel
 from models.training.data import CropSet
 from tasks import charts
 from tasks.artifacts import Workspace, read_json, replace_file
-from tasks.face_gallery import ERROR_LIMIT_MM, draw_gallery
+from tasks.face_gallery import ERROR_LIMIT_MM, draw_gallery, draw_overviews
 from tasks.measure import Measured, Truth
 from tasks.params import Params
 
@@ -78,6 +78,7 @@ def write_report(
 ) -> None:
     """Write report.html and pictures/*.png into the folder of the evaluation."""
     faces, images = draw_gallery(params, workspace, model, crops, truth, measured[FINAL])
+    images |= draw_overviews(params, workspace, model, crops, measured[FINAL])
     scans = {block: np.concatenate([np.zeros(0), *found.scan]) for block, found in measured.items()}
     drawn = {
         "error_distribution": charts.error_distribution(scans, TITLES),
@@ -94,6 +95,7 @@ def write_report(
             "headlines": headlines(metrics),
             "stages": stage_table(metrics),
             "yaw": yaw_table(metrics),
+            "sources": source_table(metrics),
             "data": data_table(workspace),
             "curves": {f"curve_{stage}": title for stage, title in CURVES.items() if f"curve_{stage}" in images},
             "rounds": read_rounds(workspace.folder("refusion") / "rounds.csv"),
@@ -167,15 +169,25 @@ def stage_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 def yaw_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Per bin of |yaw|: the final model's numbers, the mean face's in small print."""
+    return _part_table(metrics, "by_yaw", lambda name: f"{name.replace('-', '–')}°")
+
+
+def source_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Per source the same; no rows where all photos come from one."""
+    table = _part_table(metrics, "by_source", str)
+    return table if len(table["rows"]) > 1 else {**table, "rows": []}
+
+
+def _part_table(metrics: Mapping[str, Any], part: str, title: Callable[[str], str]) -> dict[str, Any]:
     columns = [column for column in COLUMNS if column[0] in YAW_COLUMNS]
     rows = []
-    for name, values in metrics[FINAL]["by_yaw"].items():
-        base = metrics[BASELINE]["by_yaw"][name]
+    for name, values in metrics[FINAL][part].items():
+        base = metrics[BASELINE][part][name]
         cells = [
             {"text": number(values[key], factor, decimals), "base": number(base[key], factor, decimals)}
             for key, _, _, factor, decimals, _ in columns
         ]
-        rows.append({"title": f"{name.replace('-', '–')}°", "photos": values["photos"], "cells": cells})
+        rows.append({"title": title(name), "photos": values["photos"], "cells": cells})
     return {"headings": [{"title": title, "unit": unit} for _, title, unit, *_ in columns], "rows": rows}
 
 

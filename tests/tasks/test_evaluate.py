@@ -215,6 +215,7 @@ def test_metrics_have_a_block_for_the_baseline_and_every_stage(evaluated: Path) 
             "60-90": 1,
         }
         assert 0.1 < block["vertex_error_mm"] < 20
+        assert sum(values["photos"] for values in block["by_source"].values()) == 7
     # The mean face has no relief of its own, and finds its pose from nearly exact landmarks.
     assert metrics["mean_face"]["depth_slope"] == pytest.approx(0.0, abs=1e-4)
     assert metrics["mean_face"]["depth_correlation"] is None

@@ -19,6 +19,7 @@ from tasks.report import (
     number,
     read_rounds,
     render_report,
+    source_table,
     stage_table,
     yaw_table,
 )
@@ -33,7 +34,10 @@ def metrics() -> dict[str, Any]:
     found = {name: block(scan_error_mm_median=1.5, similarity=0.6) for name in TITLES}
     found["mean_face"] |= {"scan_error_mm_median": 2.0, "similarity": 0.4, "pose_error_deg": 2.0}
     found["refusion"] |= {"scan_error_mm_median": 1.0, "similarity": 0.8, "pose_error_deg": 2.5, "landmark_nme": 0.0123}
-    return {name: {**values, "by_yaw": {"0-30": dict(values)}} for name, values in found.items()}
+    return {
+        name: {**values, "by_yaw": {"0-30": dict(values)}, "by_source": {"photos": dict(values), "scans": dict(values)}}
+        for name, values in found.items()
+    }
 
 
 def context(**changes: Any) -> dict[str, Any]:
@@ -45,6 +49,7 @@ def context(**changes: Any) -> dict[str, Any]:
         "headlines": headlines(found),
         "stages": stage_table(found),
         "yaw": yaw_table(found),
+        "sources": source_table(found),
         "data": [],
         "curves": {},
         "rounds": [],
@@ -84,6 +89,17 @@ def test_bins_show_both_the_model_and_the_mean_face() -> None:
     (row,) = yaw_table(metrics())["rows"]
     assert row["title"] == "0–30°"
     assert row["cells"][0] == {"text": "1.00", "base": "2.00"}
+
+
+def test_sources_have_a_section_where_there_are_several() -> None:
+    found = metrics()
+    table = source_table(found)
+    assert [row["title"] for row in table["rows"]] == ["photos", "scans"]
+    assert "Source by source" in render_report(context())
+    for values in found.values():
+        del values["by_source"]["scans"]
+    assert source_table(found)["rows"] == []
+    assert "Source by source" not in render_report(context(sources=source_table(found)))
 
 
 @pytest.mark.parametrize(
