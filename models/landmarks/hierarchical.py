@@ -38,6 +38,18 @@ ATTENTION_FLOOR = 1e-6
 """Smallest denominator of the attention; φ is positive but underflows to zero for very negative keys."""
 
 
+FINE_REACH_PX = (-4.0, -2.0, 0.0, 2.0, 4.0)
+"""Where around a point, along each axis, the features of half the input's resolution are read."""
+
+COARSE_REACH_PX = (-6.0, 0.0, 6.0)
+"""The same for those of a quarter of it."""
+
+LOOKS = 2
+
+LOCAL_STEP = 0.02
+"""Crop sides that an output of one moves a point by: two pixels at 96."""
+
+
 @dataclass(frozen=True)
 class NetworkWidths:
     """Channels of the stages; a checkpoint keeps them."""
@@ -50,6 +62,7 @@ class NetworkWidths:
     level_two: int = 128
     fused: int = 64
     hidden: int = 256
+    local: int = 32
 
     def to_dict(self) -> dict[str, int]:
         """Plain values for a checkpoint."""
@@ -61,6 +74,8 @@ class LandmarkOutput(NamedTuple):
 
     points: Float[Tensor, "B 68 2"]
     """Pixels of the input crop, pixel centres at +0.5."""
+    guesses: Float[Tensor, "G B 68 2"]
+    """The same from the dense head and after every local look, for the losses that teach each of them."""
     log_sigma: Float[Tensor, "B 68"]
     """Natural logarithm of the expected error, standard deviation per coordinate, in input pixels."""
     presence: Float[Tensor, "B"]
@@ -196,6 +211,55 @@ class SemanticFusion(nn.Module):
         return torch.cat([first * (1.0 + torch.sigmoid(second)), second], 1)
 
 
+class LocalLook(nn.Module):
+    """Correct points by the shallow features around them.
+
+    A dense head reads place from a map of few cells and takes long to learn fractions of a pixel; edges right beside
+    the guess tell them at once. Source: shape-indexed features, Cao et al. 2012 and Xiong and De la Torre 2013.
+    """
+
+    def __init__(self, *, fine: int, coarse: int, hidden: int, width: int) -> None:
+        super().__init__()
+        inputs = fine * len(FINE_REACH_PX) ** 2 + coarse * len(COARSE_REACH_PX) ** 2
+        self.patch = nn.Linear(inputs, width)
+        self.point = nn.Parameter(torch.zeros(LANDMARK_COUNT, width))
+        self.dense = nn.Sequential(nn.Linear(LANDMARK_COUNT * width + hidden, hidden), nn.SiLU())
+        self.offsets = nn.Linear(hidden, 2 * LANDMARK_COUNT)
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.offsets.bias)
+
+    def forward(
+        self,
+        fine: Float[Tensor, "B C H W"],
+        coarse: Float[Tensor, "B D I J"],
+        hidden: Float[Tensor, "B K"],
+        points: Float[Tensor, "B 68 2"],
+        size_px: int,
+    ) -> tuple[Float[Tensor, "B 68 2"], Float[Tensor, "B K"]]:
+        """Offsets in crop sides, and the features that they were read from. Points in pixels of the crop."""
+        around = torch.cat(
+            [
+                _read_around(fine, points, FINE_REACH_PX, size_px),
+                _read_around(coarse, points, COARSE_REACH_PX, size_px),
+            ],
+            2,
+        )
+        seen = functional.silu(self.patch(around) + self.point).flatten(1)
+        features = self.dense(torch.cat([seen, hidden], 1))
+        return LOCAL_STEP * self.offsets(features).unflatten(1, (LANDMARK_COUNT, 2)), features
+
+
+def _read_around(
+    features: Float[Tensor, "B C H W"], points: Float[Tensor, "B 68 2"], reach_px: tuple[float, ...], size_px: int
+) -> Float[Tensor, "B 68 J"]:
+    """Features at a grid of places around every point, bilinear."""
+    steps = torch.tensor(reach_px, dtype=points.dtype, device=points.device)
+    y, x = torch.meshgrid(steps, steps, indexing="ij")
+    places = points[:, :, None] + torch.stack([x, y], -1).flatten(0, 1)
+    read = functional.grid_sample(features.float(), places * (2.0 / size_px) - 1.0, align_corners=False)
+    return read.permute(0, 2, 3, 1).flatten(2)
+
+
 class HierarchicalNetwork(nn.Module):
     """Crops to 68 points, their expected errors and the presence of a face.
 
@@ -237,6 +301,10 @@ class HierarchicalNetwork(nn.Module):
         cells = (input_size_px // 16) ** 2
         self.dense = nn.Sequential(nn.Linear(2 * widths.fused * cells, widths.hidden), nn.SiLU())
         self.coefficients = nn.Linear(widths.hidden, 2 * LANDMARK_COUNT)
+        self.looks = nn.ModuleList(
+            LocalLook(fine=widths.stem, coarse=widths.shallow, hidden=widths.hidden, width=widths.local)
+            for _ in range(LOOKS)
+        )
         self.log_sigma = nn.Linear(widths.hidden, LANDMARK_COUNT)
         self.presence = nn.Sequential(
             nn.Linear(widths.level_two, PRESENCE_WIDTH), nn.ReLU(), nn.Linear(PRESENCE_WIDTH, 1)
@@ -250,15 +318,26 @@ class HierarchicalNetwork(nn.Module):
 
     def forward(self, image: Float[Tensor, "B 3 S S"]) -> LandmarkOutput:
         """Points, errors and presence for crops in [0, 1]."""
-        fine = self.level_one(self.partition(self.stem(standardize(image))))
+        edges = self.stem[0](standardize(image))
+        shallow = self.stem[1](edges)
+        fine = self.level_one(self.partition(shallow))
         coarse = self.level_two(fine)
         fused = self.fusion(fine, coarse).flatten(1)
         # Half precision would round a coordinate to an eighth of a pixel, so the head computes in full.
         with torch.autocast(image.device.type, enabled=False):
             hidden = self.dense(fused.float())
-            offsets = self.mean_points + self.coefficients(hidden) @ self.modes
+            guess = self.mean_points + self.coefficients(hidden) @ self.modes
+            guess = (guess.unflatten(1, (LANDMARK_COUNT, 2)) + 0.5) * self.input_size_px
+            points, guesses = guess, [guess]
+            for look in self.looks:
+                # A look corrects points that it takes as given; only their own loss moves them.
+                start = points.detach()
+                offsets, hidden = look(edges, shallow, hidden, start, self.input_size_px)
+                points = start + offsets * self.input_size_px
+                guesses.append(points)
             return LandmarkOutput(
-                points=(offsets.unflatten(1, (LANDMARK_COUNT, 2)) + 0.5) * self.input_size_px,
+                points=points,
+                guesses=torch.stack(guesses),
                 # The error is learned beside the points and must not bend the features that find them.
                 log_sigma=self.log_sigma(hidden.detach()).clamp(-MAX_LOG_SIGMA, MAX_LOG_SIGMA),
                 presence=self.presence(coarse.float().mean((2, 3))).squeeze(1),

@@ -89,7 +89,12 @@ class LandmarkObjective:
         points = batch.points.to(device)
         output: LandmarkOutput = network(batch.images.to(device, memory_format=torch.channels_last))
         found = output.points[: batch.faces]
-        error = wing_loss(found, points, width=settings.wing_width_px, curvature=settings.wing_curvature_px)
+        # The first guess and the looks around it learn side by side, from the same loss.
+        errors = [
+            wing_loss(guess, points, width=settings.wing_width_px, curvature=settings.wing_curvature_px)
+            for guess in output.guesses[:, : batch.faces]
+        ]
+        error = torch.stack(errors).sum(0)
         face = (torch.arange(len(batch.images), device=device) < batch.faces).float()
         doubt = presence_loss(output.presence, face)
         named = {

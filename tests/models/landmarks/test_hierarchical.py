@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.landmarks.hierarchical import HierarchicalNetwork, linear_attention, positive_features
+from models.landmarks.hierarchical import (
+    LOOKS,
+    HierarchicalNetwork,
+    _read_around,
+    linear_attention,
+    positive_features,
+)
 
 
 class TestLinearAttention:
@@ -50,6 +56,31 @@ class TestNetwork:
         torch.nn.init.zeros_(network.coefficients.weight)
         points = network(torch.rand(1, 3, 64, 64)).points[0]
         torch.testing.assert_close(points / 64 - 0.5, mean.view(68, 2))
+
+    def test_untrained_looks_leave_the_guess(self) -> None:
+        network = HierarchicalNetwork(64).eval()
+        output = network(torch.rand(2, 3, 64, 64))
+        assert output.guesses.shape == (LOOKS + 1, 2, 68, 2)
+        torch.testing.assert_close(output.guesses[0], output.points)
+        assert torch.equal(output.guesses[-1], output.points)
+
+    def test_a_look_reads_the_features_beside_its_points(self) -> None:
+        # A ramp over the crop: what is read is the place itself, at any resolution of the map.
+        points = torch.tensor([[[20.0, 30.5], [33.25, 40.0]]]).repeat(1, 34, 1)
+        for side in (16, 32):
+            centres = (torch.arange(side) + 0.5) * (64 / side)
+            ramp = torch.stack([centres.expand(side, side), centres[:, None].expand(side, side)])[None]
+            read = _read_around(ramp, points, (-6.0, 0.0, 6.0), 64).unflatten(2, (9, 2))
+            torch.testing.assert_close(read[:, :, 4], points)
+            torch.testing.assert_close(read[:, :, 0], points - 6.0)
+            torch.testing.assert_close(read[0, 0, 5], torch.tensor([26.0, 30.5]))
+
+    def test_a_look_does_not_move_the_guess_it_starts_from(self) -> None:
+        network = HierarchicalNetwork(64).train()
+        network(torch.rand(2, 3, 64, 64)).points.sum().backward()
+        assert network.coefficients.weight.grad is None
+        assert network.looks[-1].offsets.bias.grad.abs().sum() > 0
+        assert network.looks[0].offsets.bias.grad is None
 
     def test_refuses_a_size_that_does_not_divide(self) -> None:
         with pytest.raises(ValueError, match="100 px, expected a multiple of 16"):
