@@ -16,7 +16,7 @@ from torch import nn
 from models.face.camera import angles_from_rotation
 from models.landmarks.cascade import HierarchicalDetector, detector_content
 from models.landmarks.detector import PROVIDED_SIGMA, Detection
-from models.landmarks.error_model import DetectorErrors, independent_errors, measure_errors
+from models.landmarks.error_model import DetectorErrors, independent_errors, individual_deviation, measure_errors
 from models.landmarks.framing import box_side, landmark_box, mean_face_shape
 from models.landmarks.head_pose import head_angles
 from models.landmarks.hierarchical import HierarchicalNetwork
@@ -74,7 +74,7 @@ def train_detector(params: Params, workspace: Workspace) -> None:
         )
     validation = load_annotated(params, workspace, "validation", size_px=None)
     torch.manual_seed(params.project.seed)
-    shape = mean_face_shape(training.points)
+    shape, face_model = mean_face_shape(training.points), load_face_model(params, workspace)
     balanced = balance_poses(
         training.yaw_deg,
         large_pose_deg=section.large_pose_deg,
@@ -99,7 +99,12 @@ def train_detector(params: Params, workspace: Workspace) -> None:
             mean_shape=shape,
             min_face_score=params.detect_landmarks.min_face_score,
         )
-        metrics, errors, sigma_scale = measure_detector(detector, validation, large_pose_deg=section.large_pose_deg)
+        metrics, errors, sigma_scale = measure_detector(
+            detector,
+            validation,
+            mean_points=face_model.mean[face_model.landmark_vertices].numpy(),
+            large_pose_deg=section.large_pose_deg,
+        )
         content = detector_content(averaged.average, mean_shape=shape, sigma_scale=sigma_scale)
         save_checkpoint(folder / "checkpoint.pt", content)
         _write_errors(folder / "noise.npz", errors)
@@ -221,7 +226,7 @@ def neighbourhood(image: np.ndarray, points: np.ndarray, *, size_px: int) -> tup
 
 
 def measure_detector(
-    detector: HierarchicalDetector, photos: AnnotatedPhotos, *, large_pose_deg: float
+    detector: HierarchicalDetector, photos: AnnotatedPhotos, *, mean_points: np.ndarray, large_pose_deg: float
 ) -> tuple[dict[str, float | int], DetectorErrors, float]:
     """Errors on photos that training did not see: numbers, the error model, and the factor that corrects σ."""
     found = detector.detect(photos.images)
@@ -251,7 +256,14 @@ def measure_detector(
         if rows.any():
             numbers[f"validation_nme_{name}"] = float(nme[rows].mean())
     scale = float(np.clip(scale, 0.25, 4.0))
-    model = measure_errors(errors, scale * sigma, yaw, large_pose_deg=large_pose_deg, default_sigma=2 * PROVIDED_SIGMA)
+    model = measure_errors(
+        errors,
+        scale * sigma,
+        yaw,
+        deviation=individual_deviation(annotated, mean_points) / box_side(annotated)[:, None, None],
+        large_pose_deg=large_pose_deg,
+        default_sigma=2 * PROVIDED_SIGMA,
+    )
     return numbers, model, scale
 
 
@@ -273,6 +285,7 @@ def _write_errors(path: Path, errors: DetectorErrors) -> None:
         path,
         covariance=errors.covariance.astype(np.float32),
         bias=errors.bias.astype(np.float32),
+        shrinkage=errors.shrinkage.astype(np.float32),
         sigma=errors.sigma.astype(np.float32),
         large=errors.large,
         count=np.array(errors.count, np.int64),

@@ -161,6 +161,8 @@ class LandmarkNoise:
     factor: Float[Tensor, "2 136 136"]
     """Cholesky factor of the covariance of errors, each in units of the error that the detector expects."""
     bias: Float[Tensor, "2 136"]
+    shrinkage: Float[Tensor, "2 68"]
+    """Share of what is individual about a face that its detected points leave out, see `affine_residual`."""
     sigma: tuple[Float[Tensor, "N 68"], Float[Tensor, "M 68"]]
     """Expected errors as they occur together on one face."""
 
@@ -169,6 +171,7 @@ class LandmarkNoise:
         *,
         covariance: Float[Tensor, "2 136 136"],
         bias: Float[Tensor, "2 136"],
+        shrinkage: Float[Tensor, "2 68"],
         sigma: Float[Tensor, "N 68"],
         large: Bool[Tensor, "N"],
     ) -> LandmarkNoise:
@@ -178,7 +181,24 @@ class LandmarkNoise:
             raise ValueError("noise.npz: the covariance is not positive definite; run train_detector again")
         if not bool(large.any()) or bool(large.all()):
             raise ValueError("noise.npz: no expected errors for small or for large poses; run train_detector again")
-        return LandmarkNoise(factor=factor.float(), bias=bias.float(), sigma=(sigma[~large], sigma[large]))
+        return LandmarkNoise(
+            factor=factor.float(),
+            bias=bias.float(),
+            shrinkage=shrinkage.float(),
+            sigma=(sigma[~large], sigma[large]),
+        )
+
+
+def affine_residual(points: Float[Tensor, "B L 2"], reference: Float[Tensor, "B L 2"]) -> Float[Tensor, "B L 2"]:
+    """What no affine map of the reference explains of the points, in their unit.
+
+    Against the mean face in the same pose it is what makes a face individual: pose and place are gone.
+    """
+    ones = torch.ones_like(reference[..., :1])
+    columns = torch.cat([reference - reference.mean(1, keepdim=True), ones], 2)
+    normal = columns.transpose(1, 2) @ columns
+    solution = torch.linalg.solve(normal, columns.transpose(1, 2) @ points)
+    return points - columns @ solution
 
 
 @dataclass(frozen=True)
@@ -228,7 +248,10 @@ def simulate_faces(
         principal_px=torch.full((count, 2), size_px / 2.0),
         size=(size_px, size_px),
     )
-    true_points = project(to_camera_space(points, rotation=rotation, translation=translation), camera)
+    true_points, mean_points = (
+        project(to_camera_space(shape, rotation=rotation, translation=translation), camera)
+        for shape in (points, model.mean[chosen].expand_as(points))
+    )
     side = (true_points.amax(1) - true_points.amin(1)).amax(1)
     large = (angles_from_rotation(rotation)[:, 0].abs() > LARGE_YAW).long()
     drawn = torch.rand(count, generator=generator)
@@ -238,7 +261,9 @@ def simulate_faces(
     sigma = sigma * torch.exp(0.25 * torch.randn(count, 1, generator=generator))
     unit = torch.randn(count, 2 * LANDMARK_COUNT, 1, generator=generator)
     error = sigma.repeat_interleave(2, 1) * (noise.factor[large] @ unit)[..., 0] + noise.bias[large]
-    noisy = true_points + side[:, None, None] * error.unflatten(1, (LANDMARK_COUNT, 2))
+    # A detector that has seen many faces draws every face somewhat towards the common one.
+    drawn_in = noise.shrinkage[large][..., None] * affine_residual(true_points, mean_points)
+    noisy = true_points - drawn_in + side[:, None, None] * error.unflatten(1, (LANDMARK_COUNT, 2))
     affine = torch.linalg.inv(crop_affine(noisy, size_px=size_px, scale=crop_scale))
     return SimulatedFaces(
         landmarks=apply_affine(affine, noisy),

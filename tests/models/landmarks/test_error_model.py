@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
-from models.landmarks.error_model import DetectorErrors, independent_errors, measure_errors
+from models.face.camera import crop_camera, project, rotation_from_angles, to_camera_space
+from models.landmarks.error_model import (
+    DetectorErrors,
+    independent_errors,
+    individual_deviation,
+    measure_errors,
+)
 from models.landmarks.framing import FLIP_PERMUTATION
 
 
@@ -16,7 +23,9 @@ def simulate(count: int, *, sigma: float, bias: float, seed: int = 0) -> np.ndar
 
 def measure(errors: np.ndarray, sigma: float | np.ndarray, yaw_deg: np.ndarray) -> DetectorErrors:
     expected = np.broadcast_to(sigma, (len(errors), 68)).copy()
-    return measure_errors(errors, expected, yaw_deg, large_pose_deg=30.0, default_sigma=0.02)
+    return measure_errors(
+        errors, expected, yaw_deg, deviation=np.zeros_like(errors), large_pose_deg=30.0, default_sigma=0.02
+    )
 
 
 def test_finds_variance_and_correlation() -> None:
@@ -69,3 +78,29 @@ def test_without_faces_the_default_stands() -> None:
     np.testing.assert_array_equal(found.covariance, independent_errors(0.02).covariance)
     np.testing.assert_allclose(found.covariance[0], np.eye(136))
     np.testing.assert_allclose(found.sigma, 0.02)
+
+
+def test_finds_how_far_faces_are_drawn_to_the_mean() -> None:
+    random = np.random.default_rng(5)
+    deviation = 0.02 * random.normal(size=(1500, 68, 2))
+    share = np.where(np.arange(68) < 17, 0.6, 0.2)[:, None]
+    errors = -share * deviation + 0.01 * random.normal(size=(1500, 68, 2))
+    found = measure_errors(
+        errors, np.full((1500, 68), 0.01), np.zeros(1500), deviation=deviation, large_pose_deg=30.0, default_sigma=0.02
+    )
+    np.testing.assert_allclose(found.shrinkage[0], share[:, 0], atol=0.06)
+    # What is left is the noise alone.
+    np.testing.assert_allclose(np.sqrt(np.diagonal(found.covariance[0])), 1.0, rtol=0.15)
+
+
+def test_the_mean_face_has_nothing_individual_in_any_pose() -> None:
+    points = np.random.default_rng(6).normal(0.0, (30.0, 30.0, 12.0), (68, 3)).astype(np.float32)
+    model = torch.from_numpy(points).expand(3, -1, -1)
+    angle = torch.tensor([-0.6, 0.0, 0.6])
+    rotation = rotation_from_angles(angle, 0.3 * angle, 0.2 * angle)
+    seen = to_camera_space(model, rotation=rotation, translation=torch.tensor([[0.0, 0.0, 1000.0]]).expand(3, 3))
+    landmarks = project(seen, crop_camera(3, 200)).numpy()
+    # The crop's camera stands elsewhere, so some perspective is left: a fraction of a pixel against the 8 below.
+    assert np.abs(individual_deviation(landmarks, points)).max() < 0.5
+    landmarks[:, 30] += 8.0
+    assert np.linalg.norm(individual_deviation(landmarks, points)[:, 30], axis=1).min() > 8.0

@@ -22,6 +22,7 @@ from models.reconstruction.geometry_branch import (
     GeometryBranch,
     LandmarkNoise,
     SimulatedFaces,
+    affine_residual,
     confidence_of,
     place,
     simulate_faces,
@@ -30,10 +31,11 @@ from models.reconstruction.geometry_branch import (
 SIZE_PX = 64
 
 
-def noise_of(sigma: float, *, bias: float = 0.0) -> LandmarkNoise:
+def noise_of(sigma: float, *, bias: float = 0.0, shrinkage: float = 0.0) -> LandmarkNoise:
     return LandmarkNoise.build(
         covariance=torch.stack([torch.eye(136), 4 * torch.eye(136)]),
         bias=torch.full((2, 136), bias),
+        shrinkage=torch.full((2, 68), shrinkage),
         sigma=torch.full((2, 68), sigma),
         large=torch.tensor([False, True]),
     )
@@ -153,6 +155,7 @@ def test_the_branch_computes_in_32_bits_under_autocast(face: MorphableModel) -> 
 PLAIN = {
     "covariance": torch.eye(136).expand(2, -1, -1),
     "bias": torch.zeros(2, 136),
+    "shrinkage": torch.zeros(2, 68),
     "sigma": torch.full((2, 68), 0.01),
     "large": torch.tensor([False, True]),
 }
@@ -194,6 +197,24 @@ def test_simulated_errors_have_the_given_size_in_both_yaw_ranges(face: Morphable
     for chosen, sigma in ((~large, 0.01), (large, 0.02)):
         assert error[chosen].mean().item() == pytest.approx(0.003, abs=5e-4)
         assert (error[chosen] - 0.003).square().mean().sqrt().item() == pytest.approx(sigma * spread, rel=0.05)
+
+
+def test_simulated_faces_are_drawn_to_the_mean(face: MorphableModel) -> None:
+    plain, drawn_in = (faces_of(face, 300, noise_of(1e-7, shrinkage=share)) for share in (0.0, 0.5))
+    moved = (drawn_in.landmarks - drawn_in.truth) / box_sides(drawn_in.truth)[:, None, None]
+    assert (plain.landmarks - plain.truth).abs().max() < 1e-3
+    assert moved.square().mean().sqrt() > 0.002
+    # The common motions are left alone: the middle of the face stays.
+    torch.testing.assert_close(moved.mean(1), torch.zeros(300, 2), atol=1e-4, rtol=0)
+
+
+def test_an_affine_map_leaves_no_residual() -> None:
+    reference = torch.randn(4, 68, 2, generator=torch.Generator().manual_seed(3))
+    matrix = torch.tensor([[1.2, -0.3], [0.4, 0.9]])
+    points = reference @ matrix.T + torch.tensor([5.0, -2.0])
+    torch.testing.assert_close(affine_residual(points, reference), torch.zeros(4, 68, 2), atol=1e-4, rtol=0)
+    points[:, 7, 0] += 1.0
+    assert 0.8 < affine_residual(points, reference)[:, 7, 0].min() < 1.0
 
 
 def test_confidence_tells_the_error_of_a_face(face: MorphableModel) -> None:
