@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from models.face.camera import crop_camera, project, rotation_from_angles, to_camera_space
+from models.face.procedural import procedural_face
 from models.landmarks.error_model import (
     DetectorErrors,
     independent_errors,
@@ -94,7 +95,8 @@ def test_finds_how_far_faces_are_drawn_to_the_mean() -> None:
 
 
 def test_the_mean_face_has_nothing_individual_in_any_pose() -> None:
-    points = np.random.default_rng(6).normal(0.0, (20.0, 25.0, 10.0), (68, 3)).astype(np.float32)
+    face = procedural_face()
+    points = face.mean[face.landmark_vertices].numpy()
     model = torch.from_numpy(points).expand(3, -1, -1)
     angle = torch.tensor([-0.6, 0.0, 0.6])
     rotation = rotation_from_angles(angle, 0.3 * angle, 0.2 * angle)
