@@ -86,13 +86,17 @@ def columns(content: bytes) -> int:
 
 
 def test_faces_are_ranked_by_what_is_known(model: MorphableModel) -> None:
-    nan = np.nan
+    nan, everyone = np.nan, np.ones(6, dtype=bool)
     likeness = [0.1, 0.9, 0.5, nan, nan, nan]
-    name, order = rank(measured(model, scan_error_mm=[2.0, nan, 1.0, nan, nan, nan], similarity=likeness))
+    mixed = measured(model, scan_error_mm=[2.0, nan, 1.0, nan, nan, nan], similarity=likeness)
+    name, order = rank(mixed, everyone)
     assert (name, order.tolist()) == ("scan_error_mm", [2, 0])
-    name, order = rank(measured(model, similarity=likeness))
+    name, order = rank(measured(model, similarity=likeness), everyone)
     assert (name, order.tolist()) == ("similarity", [1, 2, 0])
-    assert len(rank(measured(model))[1]) == 0
+    # Among faces without a mesh the next measure decides.
+    name, order = rank(mixed, np.array([False, True, False, True, True, True]))
+    assert (name, order.tolist()) == ("similarity", [1])
+    assert len(rank(measured(model), everyone)[1]) == 0
 
 
 def test_portraits_are_shown_without_a_truth(
