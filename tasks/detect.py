@@ -133,7 +133,7 @@ def _angles(params: Params, workspace: Workspace, detections: Sequence[Detection
     angles = head_angles(
         torch.from_numpy(np.array([one.landmarks for one in detections])),
         confidence=torch.from_numpy(np.array([one.confidence for one in detections])),
-        mean_points=model.mean[model.landmark_vertices],
+        mean_points=model.landmark_mean,
     )
     return np.asarray(angles.numpy())
 

@@ -188,7 +188,6 @@ def _annotation_numbers(matched: pa.Table) -> dict[str, np.ndarray]:
 def _measure_meshes(face_model: MorphableModel, parts: Iterable[pa.Table]) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Numbers (M,) about every mesh, with its `mesh_id`, and its 68 points (M, 68, 3), NaN where it is malformed."""
     width = 3 * face_model.vertex_count
-    landmark_vertices = face_model.landmark_vertices.numpy()
     measured: list[dict[str, np.ndarray]] = []
     points: list[np.ndarray] = [np.zeros((0, LANDMARK_COUNT, 3), dtype=np.float32)]
     for part in parts:
@@ -200,7 +199,7 @@ def _measure_meshes(face_model: MorphableModel, parts: Iterable[pa.Table]) -> tu
         bad += np.where(neutral_lengths == width, neutral_bad, 0) + ~np.isfinite(fit_error) + ~np.isfinite(coverage)
         shapes[~np.isfinite(shapes).all((1, 2))] = np.nan
         extents = shapes.max(1) - shapes.min(1)
-        points.append(shapes[:, landmark_vertices])
+        points.append(face_model.landmarks(torch.from_numpy(shapes)).numpy())
         measured.append(
             {
                 "mesh_id": np.array(part["mesh_id"].to_pylist(), dtype=object),

@@ -143,8 +143,9 @@ def _render_row(model: MorphableModel, row: Sequence[_Tile]) -> list[NDArray[np.
     vertices = torch.stack([tile.vertices for tile in row])
     angles = torch.tensor([[tile.yaw_deg, tile.pitch_deg, 0.0] for tile in row]).deg2rad()
     # All tiles frame the mean face alike, so that sizes can be compared.
-    chin, brows = model.mean[model.landmark_vertices[8]], model.mean[model.landmark_vertices[17:27]].mean(0)
-    ears, tip = model.mean[model.landmark_vertices[[0, 16]]].mean(0), model.mean[model.landmark_vertices[30]]
+    points = model.landmark_mean
+    chin, brows = points[8], points[17:27].mean(0)
+    ears, tip = points[[0, 16]].mean(0), points[30]
     height = 1.52 * (brows - chin)[1]
     centre = torch.stack([torch.zeros(()), chin[1] + 0.5 * height, 0.5 * (ears + tip)[2]])
     distance = FOCAL_PER_SIZE * 1.22 * height

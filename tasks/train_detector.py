@@ -102,7 +102,7 @@ def train_detector(params: Params, workspace: Workspace) -> None:
         metrics, errors, sigma_scale = measure_detector(
             detector,
             validation,
-            mean_points=face_model.mean[face_model.landmark_vertices].numpy(),
+            mean_points=face_model.landmark_mean.numpy(),
             large_pose_deg=section.large_pose_deg,
         )
         content = detector_content(averaged.average, mean_shape=shape, sigma_scale=sigma_scale)
@@ -198,9 +198,7 @@ def load_annotated(params: Params, workspace: Workspace, split: str, *, size_px:
     if not known.all():
         model = load_face_model(params, workspace)
         annotated = torch.from_numpy(points[~known])
-        angles = head_angles(
-            annotated, confidence=torch.ones(annotated.shape[:2]), mean_points=model.mean[model.landmark_vertices]
-        )
+        angles = head_angles(annotated, confidence=torch.ones(annotated.shape[:2]), mean_points=model.landmark_mean)
         yaw[~known] = angles[:, 0].numpy()
     if size_px is not None:
         reduced = [neighbourhood(image, face, size_px=size_px) for image, face in zip(images, points, strict=True)]

@@ -31,6 +31,9 @@ OWN_KEYS = (
     "parts",
 )
 
+OPTIONAL_KEYS = ("landmark_weights",)
+"""Barycentric weights (68, 3), where `landmark_vertices` are the corners (68, 3) of the triangles that hold them."""
+
 ICT_KEYS = (
     "mean",
     "identity_basis",
@@ -61,6 +64,7 @@ def build_face_model(kind: str, *, path: Path | None = None, identity_modes: int
 def save_face_model(model: MorphableModel, path: Path) -> None:
     """Write a face model as `.npz` that `build_face_model("npz", path=…)` reads."""
     arrays: dict[str, Any] = {name: buffer.cpu().numpy() for name, buffer in model.named_buffers()}
+    arrays["landmark_vertices"] = arrays.pop("landmark_corners")
     names = np.array(model.expression_names, dtype=np.str_)
     np.savez_compressed(path, name=model.name, licence=model.licence, expression_names=names, **arrays)
 
@@ -96,8 +100,9 @@ def _npz(path: Path | None, identity_modes: int) -> MorphableModel:
 def _from_own(data: dict[str, np.ndarray], identity_modes: int) -> MorphableModel:
     data["identity_basis"] = data["identity_basis"][:identity_modes]
     texts = ("name", "licence", "expression_names")
+    keys = (*OWN_KEYS, *(key for key in OPTIONAL_KEYS if key in data))
     arrays: dict[str, Any] = {
-        key: torch.from_numpy(np.ascontiguousarray(data[key])) for key in OWN_KEYS if key not in texts
+        key: torch.from_numpy(np.ascontiguousarray(data[key])) for key in keys if key not in texts
     }
     return MorphableModel(
         name=str(data["name"]),

@@ -16,6 +16,7 @@ class MorphableModel(nn.Module):
     """Linear face model in millimetres with modes scaled so that a coefficient of 1 is one standard deviation.
 
     Convention: +x the subject's left, +y up, +z out of the face; triangles are counter-clockwise from outside.
+    A landmark is a vertex, or a point within a triangle: three vertices (68, 3) with barycentric weights.
     Albedo is RGB in [0, 1], display-referred as in the Basel models: albedo times light is the photo's pixel, without a
     gamma, because that is the space in which photos are compared. Expression modes of ARKit-named models are
     displacements at full activation.
@@ -28,7 +29,8 @@ class MorphableModel(nn.Module):
     albedo_mean: Float[Tensor, "V 3"]
     albedo_basis: Float[Tensor, "T V 3"]
     triangles: Int[Tensor, "F 3"]
-    landmark_vertices: Int[Tensor, "68"]
+    landmark_corners: Int[Tensor, "68 3"]
+    landmark_weights: Float[Tensor, "68 3"]
     uv: Float[Tensor, "V 2"]
     parts: Int[Tensor, "V"]
 
@@ -44,14 +46,20 @@ class MorphableModel(nn.Module):
         albedo_mean: Float[Tensor, "V 3"],
         albedo_basis: Float[Tensor, "T V 3"],
         triangles: Int[Tensor, "F 3"],
-        landmark_vertices: Int[Tensor, "68"],
+        landmark_vertices: Int[Tensor, "68"] | Int[Tensor, "68 3"],
         uv: Float[Tensor, "V 2"],
         parts: Int[Tensor, "V"],
+        landmark_weights: Float[Tensor, "68 3"] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.licence = licence
         self.expression_names = tuple(expression_names)
+        corners = (LANDMARK_COUNT,) if landmark_weights is None else (LANDMARK_COUNT, 3)
+        _require_shape(name, "landmark_vertices", landmark_vertices, corners)
+        if landmark_weights is None:
+            landmark_weights = torch.tensor([1.0, 0.0, 0.0]).expand(LANDMARK_COUNT, 3)
+            landmark_vertices = landmark_vertices[:, None].expand(LANDMARK_COUNT, 3)
         arrays = {
             "mean": mean.float(),
             "identity_basis": identity_basis.float(),
@@ -59,7 +67,8 @@ class MorphableModel(nn.Module):
             "albedo_mean": albedo_mean.float(),
             "albedo_basis": albedo_basis.float(),
             "triangles": triangles.long(),
-            "landmark_vertices": landmark_vertices.long(),
+            "landmark_corners": landmark_vertices.long(),
+            "landmark_weights": landmark_weights.float(),
             "uv": uv.float(),
             "parts": parts.long(),
         }
@@ -77,22 +86,20 @@ class MorphableModel(nn.Module):
             "albedo_mean": (count, 3),
             "albedo_basis": (self.albedo_size, count, 3),
             "triangles": (len(self.triangles), 3),
-            "landmark_vertices": (LANDMARK_COUNT,),
+            "landmark_weights": (LANDMARK_COUNT, 3),
             "uv": (count, 2),
             "parts": (count,),
         }
         for key, shape in expected.items():
-            found = tuple(getattr(self, key).shape)
-            if found != shape:
-                raise ValueError(f"face model {self.name}: {key} has shape {found}, expected {shape}")
-        for key, limit in (("triangles", count), ("landmark_vertices", count), ("parts", len(PART_NAMES))):
-            values = getattr(self, key)
+            _require_shape(self.name, key, getattr(self, key), shape)
+        indices = {"triangles": self.triangles, "landmark_vertices": self.landmark_corners, "parts": self.parts}
+        for (key, values), limit in zip(indices.items(), (count, count, len(PART_NAMES)), strict=True):
             if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < limit):
                 raise ValueError(
                     f"face model {self.name}: {key} holds {int(values.min())} to {int(values.max())}, "
                     f"expected 0 to {limit - 1}"
                 )
-        for key in ("mean", "identity_basis", "expression_basis", "albedo_mean", "albedo_basis"):
+        for key in ("mean", "identity_basis", "expression_basis", "albedo_mean", "albedo_basis", "landmark_weights"):
             if not torch.isfinite(getattr(self, key)).all():
                 raise ValueError(f"face model {self.name}: {key} has values that are not finite")
 
@@ -131,8 +138,39 @@ class MorphableModel(nn.Module):
         return (self.albedo_mean + offsets).clamp(0.0, 1.0)
 
     def landmarks(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B 68 3"]:
-        """The 68 iBUG points of meshes in this topology."""
-        return vertices[:, self.landmark_vertices]
+        """The 68 iBUG points of meshes in this topology, on the device of the vertices."""
+        corners, weights = self.landmark_corners.to(vertices.device), self.landmark_weights.to(vertices)
+        return (vertices[:, corners] * weights[..., None]).sum(2)
+
+    def landmark_points(
+        self, identity: Float[Tensor, "B I"], expression: Float[Tensor, "B E"] | None = None
+    ) -> Float[Tensor, "B 68 3"]:
+        """The 68 iBUG points of `vertices(identity, expression)`, without computing the other vertices."""
+        offsets = identity @ self.landmark_identity_basis.flatten(1)
+        if expression is not None:
+            offsets = offsets + expression @ self.landmark_expression_basis.flatten(1)
+        return self.landmark_mean + offsets.unflatten(1, (-1, 3))
+
+    @property
+    def landmark_mean(self) -> Float[Tensor, "68 3"]:
+        """The 68 iBUG points of the mean face."""
+        return self.landmarks(self.mean[None])[0]
+
+    @property
+    def landmark_identity_basis(self) -> Float[Tensor, "I 68 3"]:
+        """What each identity mode does to the 68 points."""
+        return self.landmarks(self.identity_basis)
+
+    @property
+    def landmark_expression_basis(self) -> Float[Tensor, "E 68 3"]:
+        """What each expression does to the 68 points."""
+        return self.landmarks(self.expression_basis)
+
+    @property
+    def landmark_vertices(self) -> Int[Tensor, "68"]:
+        """The vertex nearest to each landmark within its triangle."""
+        nearest = self.landmark_weights.argmax(1, keepdim=True)
+        return self.landmark_corners.gather(1, nearest)[:, 0]
 
     def part(self, name: str) -> Tensor:
         """Mask (V,) of the vertices of one of `PART_NAMES`.
@@ -150,3 +188,8 @@ class MorphableModel(nn.Module):
             digest.update(key.encode())
             digest.update(array.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
+
+
+def _require_shape(name: str, key: str, array: Tensor, expected: tuple[int, ...]) -> None:
+    if tuple(array.shape) != expected:
+        raise ValueError(f"face model {name}: {key} has shape {tuple(array.shape)}, expected {expected}")

@@ -80,10 +80,9 @@ class GeometryBranch(nn.Module):
 
     def __init__(self, model: MorphableModel, *, width: int, blocks: int, refinements: int) -> None:
         super().__init__()
-        chosen = model.landmark_vertices
-        self.register_buffer("mean", model.mean[chosen].clone(), persistent=False)
-        self.register_buffer("identity_basis", model.identity_basis[:, chosen].flatten(1), persistent=False)
-        self.register_buffer("expression_basis", model.expression_basis[:, chosen].flatten(1), persistent=False)
+        self.register_buffer("mean", model.landmark_mean, persistent=False)
+        self.register_buffer("identity_basis", model.landmark_identity_basis.flatten(1), persistent=False)
+        self.register_buffer("expression_basis", model.landmark_expression_basis.flatten(1), persistent=False)
         self.sizes = (model.identity_size, model.expression_size, POSE_SIZE)
         self.width = width
         state = sum(self.sizes)
@@ -234,12 +233,7 @@ def simulate_faces(
     identity = torch.randn(count, model.identity_size, generator=generator)
     expression = expressions[torch.randint(len(expressions), (count,), generator=generator)]
     rotation = sample_rotation(count, max_yaw_deg=max_yaw_deg, generator=generator)
-    chosen = model.landmark_vertices
-    points = (
-        model.mean[chosen]
-        + torch.einsum("bi,ilc->blc", identity, model.identity_basis[:, chosen])
-        + torch.einsum("be,elc->blc", expression, model.expression_basis[:, chosen])
-    )
+    points = model.landmark_points(identity, expression)
     zoom = 0.75 + 0.6 * torch.rand(count, generator=generator)
     offset = torch.randn(count, 3, generator=generator) * torch.tensor([20.0, 20.0, 50.0])
     translation = offset + torch.tensor([0.0, 0.0, CAMERA_DISTANCE_MM]) * zoom[:, None]
@@ -250,7 +244,7 @@ def simulate_faces(
     )
     true_points, mean_points = (
         project(to_camera_space(shape, rotation=rotation, translation=translation), camera)
-        for shape in (points, model.mean[chosen].expand_as(points))
+        for shape in (points, model.landmark_mean.expand_as(points))
     )
     side = (true_points.amax(1) - true_points.amin(1)).amax(1)
     large = (angles_from_rotation(rotation)[:, 0].abs() > LARGE_YAW).long()

@@ -99,7 +99,7 @@ class Reconstructor(nn.Module):
         So a turn of the head moves nothing that the translation would have to undo.
         """
         rotation, position = raw.split(3, 1)
-        middle = self.model.mean[self.model.landmark_vertices].mean(0).expand(raw.shape[0], 1, 3)
+        middle = self.model.landmark_mean.mean(0).expand(raw.shape[0], 1, 3)
         turned = to_camera_space(middle, rotation=rotation, translation=torch.zeros_like(position))
         return rotation, place(position) - turned[:, 0]
 

@@ -105,8 +105,8 @@ def make_batch(
             raise ValueError(f"sample {bare} of source {source} has no mesh, expected one; run ingest again")
         vertices = crops.vertices[meshes]
         # The crops stay in main memory, wherever the model computes.
-        triangles, points = model.triangles.to(vertices.device), model.landmark_vertices.to(vertices.device)
-        scan = Scan(vertices=vertices, normals=vertex_normals(vertices, triangles), landmarks=vertices[:, points])
+        triangles = model.triangles.to(vertices.device)
+        scan = Scan(vertices=vertices, normals=vertex_normals(vertices, triangles), landmarks=model.landmarks(vertices))
     return Batch(
         source=source,
         sample_ids=tuple(crops.sample_ids[place] for place in indices.tolist()),

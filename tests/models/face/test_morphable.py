@@ -35,6 +35,36 @@ def test_landmarks_are_vertices(face: MorphableModel) -> None:
     assert torch.equal(found[0, 67], face.mean[-1])
 
 
+def test_landmarks_may_lie_within_triangles() -> None:
+    corners = torch.randint(0, 210, (LANDMARK_COUNT, 3), generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([0.2, 0.5, 0.3]).expand(LANDMARK_COUNT, 3)
+    plain = tiny_face()
+    arrays = {key: buffer for key, buffer in plain.named_buffers() if not key.startswith("landmark")}
+    model = MorphableModel(
+        name="within",
+        licence="none",
+        expression_names=plain.expression_names,
+        landmark_vertices=corners,
+        landmark_weights=weights,
+        **arrays,
+    )
+    identity, expression = torch.randn(2, 4), torch.randn(2, 3)
+    vertices = model.vertices(identity, expression)
+    expected = 0.2 * vertices[:, corners[:, 0]] + 0.5 * vertices[:, corners[:, 1]] + 0.3 * vertices[:, corners[:, 2]]
+    torch.testing.assert_close(model.landmarks(vertices), expected)
+    torch.testing.assert_close(model.landmark_points(identity, expression), expected, rtol=1e-4, atol=1e-3)
+    assert torch.equal(model.landmark_vertices, corners[:, 1])
+    with pytest.raises(ValueError, match=r"landmark_vertices has shape \(68,\), expected \(68, 3\)"):
+        MorphableModel(
+            name="within",
+            licence="none",
+            expression_names=plain.expression_names,
+            landmark_vertices=corners[:, 0],
+            landmark_weights=weights,
+            **arrays,
+        )
+
+
 def test_parts_cover_the_face_without_overlap(face: MorphableModel) -> None:
     assert torch.stack([face.part(name) for name in PART_NAMES]).sum(0).unique().tolist() == [1]
     with pytest.raises(ValueError, match="ears"):
