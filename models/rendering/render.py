@@ -20,30 +20,17 @@ def render(
     albedo: Float[Tensor, "B V 3"],
     lighting: Float[Tensor, "B 9 3"],
     camera: Camera,
+    rasterizer: str = "auto",
 ) -> Rendering:
     """Shade a batch of meshes given in camera space.
 
     Colour is albedo times irradiance, per pixel from interpolated normals; differentiable in vertices, albedo and
-    lighting. Silhouettes are hard and carry no gradient.
+    lighting. Silhouettes are hard and carry no gradient. `rasterizer` is one of `RASTERIZERS`, or `auto`.
     """
-    ids, _ = rasterize_ids(vertices.detach(), triangles, camera)
+    ids, _ = rasterize_ids(vertices.detach(), triangles, camera, rasterizer=rasterizer)
     normals = vertex_normals(vertices, triangles)
-    attributes = torch.cat([albedo, normals], 2)
-    pixels, hit = interpolate(attributes, vertices, triangles, ids, camera)
+    pixels = interpolate(torch.cat([albedo, normals], 2), vertices, triangles, ids, camera)
     colour, normal = pixels.split(3, 1)
     normal = functional.normalize(normal, dim=1)
-    # One matrix product per image would need padding; the sum over bands keeps every pixel beside its own light.
-    light = (irradiance_basis(normal)[..., None] * lighting.index_select(0, hit[0])).sum(1)
-    return Rendering(
-        image=_to_image(colour * light, hit, ids),
-        mask=ids >= 0,
-        normals=_to_image(normal, hit, ids),
-    )
-
-
-def _to_image(pixels: Float[Tensor, "N C"], hit: tuple[Tensor, ...], ids: Int[Tensor, "B H W"]) -> Tensor:
-    count, height, width = ids.shape
-    place = (hit[0] * height + hit[1]) * width + hit[2]
-    # index_add is several times faster than index_put here, and every place occurs once.
-    flat = pixels.new_zeros((count * height * width, pixels.shape[1])).index_add(0, place, pixels)
-    return flat.view(count, height, width, -1).permute(0, 3, 1, 2)
+    light = torch.einsum("bhwk,bkc->bchw", irradiance_basis(normal.permute(0, 2, 3, 1)), lighting)
+    return Rendering(image=colour * light, mask=ids >= 0, normals=normal)

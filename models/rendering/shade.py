@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from models.face.camera import NEAR_MM
 from models.rendering.rasterize import corners_at, pixel_rays, ray_barycentrics
 from models.types import Camera
 
@@ -33,10 +34,11 @@ def interpolate(
     triangles: Int[Tensor, "F 3"],
     triangle_ids: Int[Tensor, "B H W"],
     camera: Camera,
-) -> tuple[Float[Tensor, "N C"], tuple[Tensor, ...]]:
-    """Perspective-correct attributes of the pixels that hit something, and the (image, row, column) of those pixels.
+) -> Float[Tensor, "B C H W"]:
+    """Perspective-correct attributes of every pixel that sees a triangle (id >= 0), zero elsewhere.
 
-    Differentiable in `attributes` and `vertices` (camera space); see `MIN_GRADIENT_AREA_PX` for the exception.
+    Differentiable in `attributes` and `vertices` (camera space); see `MIN_GRADIENT_AREA_PX` for the exception. The
+    memory is laid out channels last.
     """
     hit = (triangle_ids >= 0).nonzero(as_tuple=True)
     corners = corners_at(vertices, triangles, triangle_ids, hit)
@@ -44,13 +46,22 @@ def interpolate(
         corners = _gate_slivers(corners, camera.focal_px[hit[0]])
     weights = ray_barycentrics(corners, pixel_rays(camera, hit))
     values = corners_at(attributes, triangles, triangle_ids, hit)
-    return (values * weights[..., None]).sum(1), hit
+    return _to_image((values * weights[..., None]).sum(1), hit, triangle_ids)
+
+
+def _to_image(pixels: Float[Tensor, "N C"], hit: tuple[Tensor, ...], ids: Int[Tensor, "B H W"]) -> Tensor:
+    count, height, width = ids.shape
+    place = (hit[0] * height + hit[1]) * width + hit[2]
+    # index_add is several times faster than index_put here, and every place occurs once.
+    flat = pixels.new_zeros((count * height * width, pixels.shape[1])).index_add(0, place, pixels)
+    return flat.view(count, height, width, -1).permute(0, 3, 1, 2)
 
 
 def _gate_slivers(corners: Float[Tensor, "N 3 3"], focal_px: Float[Tensor, "N"]) -> Float[Tensor, "N 3 3"]:
     with torch.no_grad():
-        pixels = corners[..., :2] / corners[..., 2:] * focal_px[:, None, None]
-        first, second = pixels[:, 1] - pixels[:, 0], pixels[:, 2] - pixels[:, 0]
-        area = (first[:, 0] * second[:, 1] - first[:, 1] * second[:, 0]).abs() / 2
+        a, b, c = corners.unbind(1)
+        volume = (a * torch.linalg.cross(b - a, c - a)).sum(1).abs()
+        # The area after projection, with corners before the near plane moved onto it.
+        area = focal_px.square() * volume / (2.0 * corners[..., 2].clamp_min(NEAR_MM).prod(1))
         wide = (area >= MIN_GRADIENT_AREA_PX)[:, None, None]
     return torch.where(wide, corners, corners.detach())

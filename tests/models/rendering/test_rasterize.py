@@ -15,6 +15,12 @@ from models.rendering.rasterize import pixel_rays, rasterize, rasterize_ids
 from models.types import Camera
 
 
+@pytest.fixture(params=["torch", "numba"], scope="module")
+def backend(request: pytest.FixtureRequest) -> str:
+    """Every backend that runs on any machine."""
+    return request.param
+
+
 def camera_of(size: tuple[int, int], *, focal: float, principal: tuple[float, float] | None = None) -> Camera:
     x, y = principal if principal is not None else (size[1] / 2, size[0] / 2)
     return Camera(
@@ -24,34 +30,30 @@ def camera_of(size: tuple[int, int], *, focal: float, principal: tuple[float, fl
     )
 
 
-def cross(first: np.ndarray, second: np.ndarray) -> float:
-    return first[0] * second[1] - first[1] * second[0]
-
-
 def oracle(vertices: np.ndarray, triangles: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Every pixel asks every triangle; the nearest front wins, then the lower index."""
+    """Every pixel asks every triangle where its ray meets it; the nearest front wins, then the lower index."""
     height, width = camera.size
     focal, principal = float(camera.focal_px[0]), camera.principal_px[0].numpy()
     ids = np.full((height, width), -1)
     depths = np.zeros((height, width))
     for row in range(height):
         for column in range(width):
-            centre = np.array([column + 0.5, row + 0.5])
+            # The ray, and the volumes that it spans with the edges: all exact where the numbers are round.
+            ray = np.array([column + 0.5 - principal[0], row + 0.5 - principal[1], focal])
             best = None
             for number, triangle in enumerate(triangles):
-                corners = vertices[triangle]
-                if corners[:, 2].min() <= NEAR_MM:
+                a, b, c = vertices[triangle]
+                volume = a @ np.cross(c, b)
+                if volume <= 0:
                     continue
-                pixels = corners[:, :2] / corners[:, 2:] * focal + principal
-                area = cross(pixels[1] - pixels[0], pixels[2] - pixels[0])
-                if area >= 0:
+                weights = np.array([ray @ np.cross(c, b), ray @ np.cross(a, c), ray @ np.cross(b, a)])
+                if (weights < 0).any() or weights.sum() <= 0:
                     continue
-                a, b, c = pixels - centre
-                weights = np.array([cross(b, c), cross(c, a), cross(a, b)]) / area
-                if (weights < 0).any():
+                depth = focal * volume / weights.sum()
+                if depth < NEAR_MM:
                     continue
                 # A tie is what single precision cannot tell apart, as the keys are made of it.
-                key = (np.float32(1.0 / (weights / corners[:, 2]).sum()), number)
+                key = (np.float32(depth), number)
                 if best is None or key < best:
                     best = key
             if best is not None:
@@ -59,9 +61,9 @@ def oracle(vertices: np.ndarray, triangles: np.ndarray, camera: Camera) -> tuple
     return ids, depths
 
 
-def assert_agrees(vertices: Tensor, triangles: Tensor, camera: Camera) -> np.ndarray:
+def assert_agrees(backend: str, vertices: Tensor, triangles: Tensor, camera: Camera) -> np.ndarray:
     expected, expected_depth = oracle(vertices.numpy(), triangles.numpy(), camera)
-    ids, depth = rasterize_ids(vertices[None], triangles, camera)
+    ids, depth = rasterize_ids(vertices[None], triangles, camera, rasterizer=backend)
     np.testing.assert_array_equal(ids[0].numpy(), expected)
     np.testing.assert_allclose(depth[0].numpy(), expected_depth, rtol=1e-6)
     return expected
@@ -76,19 +78,19 @@ def random_mesh(seed: int, *, vertices: int = 24, triangles: int = 40) -> tuple[
 
 
 @pytest.mark.parametrize("size", [(20, 24), (5, 33), (31, 6), (1, 1)])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_random_meshes_agree_with_the_oracle(size: tuple[int, int], seed: int) -> None:
+@pytest.mark.parametrize("seed", [1, 3])
+def test_random_meshes_agree_with_the_oracle(backend: str, size: tuple[int, int], seed: int) -> None:
     vertices, triangles = random_mesh(seed)
-    expected = assert_agrees(vertices, triangles, camera_of(size, focal=0.9 * max(size)))
+    expected = assert_agrees(backend, vertices, triangles, camera_of(size, focal=0.9 * max(size)))
     if min(size) > 1:
         assert len(np.unique(expected)) > 3
 
 
 @pytest.mark.parametrize("principal", [(-30.0, 8.0), (50.0, -20.0)])
-def test_the_principal_point_may_lie_outside_the_image(principal: tuple[float, float]) -> None:
+def test_the_principal_point_may_lie_outside_the_image(backend: str, principal: tuple[float, float]) -> None:
     vertices, triangles = random_mesh(2)
     vertices = vertices * torch.tensor([4.0, 4.0, 1.0])
-    expected = assert_agrees(vertices, triangles, camera_of((16, 20), focal=20.0, principal=principal))
+    expected = assert_agrees(backend, vertices, triangles, camera_of((16, 20), focal=20.0, principal=principal))
     assert (expected >= 0).any()
 
 
@@ -98,7 +100,7 @@ corner = st.tuples(st.integers(-6, 26), st.integers(-6, 22), st.sampled_from([8.
 @given(corners=st.lists(corner, min_size=3, max_size=8), data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_pixel_centres_on_edges_and_corners_agree_with_the_oracle(
-    corners: list[tuple[int, int, float]], data: st.DataObject
+    backend: str, corners: list[tuple[int, int, float]], data: st.DataObject
 ) -> None:
     # Half pixels and powers of two: every product is exact, so that ties are ties.
     place = torch.tensor(corners, dtype=torch.float64)
@@ -106,20 +108,20 @@ def test_pixel_centres_on_edges_and_corners_agree_with_the_oracle(
     vertices = torch.cat([(place[:, :2] / 2 - torch.tensor([5.0, 4.0])) * depth / 16.0, depth], 1)
     index = st.integers(0, len(corners) - 1)
     triangles = data.draw(st.lists(st.tuples(index, index, index), min_size=1, max_size=8))
-    assert_agrees(vertices, torch.tensor(triangles), camera_of((8, 10), focal=16.0, principal=(5.0, 4.0)))
+    assert_agrees(backend, vertices, torch.tensor(triangles), camera_of((8, 10), focal=16.0, principal=(5.0, 4.0)))
 
 
 @pytest.mark.parametrize("limit", [1, 13, 200])
-def test_the_chunk_limit_changes_nothing(limit: int) -> None:
+def test_the_chunk_limit_changes_nothing(backend: str, limit: int) -> None:
     vertices, triangles = random_mesh(3)
     camera = camera_of((20, 24), focal=20.0)
-    whole_ids, whole_depth = rasterize_ids(vertices[None], triangles, camera)
-    ids, depth = rasterize_ids(vertices[None], triangles, camera, max_fragments=limit)
+    whole_ids, whole_depth = rasterize_ids(vertices[None], triangles, camera, rasterizer=backend)
+    ids, depth = rasterize_ids(vertices[None], triangles, camera, max_fragments=limit, rasterizer=backend)
     assert torch.equal(ids, whole_ids)
     assert torch.equal(depth, whole_depth)
 
 
-def test_meshes_of_a_batch_do_not_mix() -> None:
+def test_meshes_of_a_batch_do_not_mix(backend: str) -> None:
     triangles = random_mesh(4)[1]
     vertices = torch.stack([random_mesh(seed)[0] for seed in (4, 5, 6)])
     one = camera_of((14, 18), focal=20.0)
@@ -128,10 +130,10 @@ def test_meshes_of_a_batch_do_not_mix() -> None:
         principal_px=torch.tensor([[9.0, 7.0], [4.0, 4.0], [9.0, 12.0]]).double(),
         size=one.size,
     )
-    ids, depth = rasterize_ids(vertices, triangles, cameras)
+    ids, depth = rasterize_ids(vertices, triangles, cameras, rasterizer=backend)
     for place in range(3):
         camera = Camera(cameras.focal_px[place, None], cameras.principal_px[place, None], one.size)
-        alone_ids, alone_depth = rasterize_ids(vertices[place, None], triangles, camera)
+        alone_ids, alone_depth = rasterize_ids(vertices[place, None], triangles, camera, rasterizer=backend)
         assert torch.equal(ids[place], alone_ids[0])
         assert torch.equal(depth[place], alone_depth[0])
 
@@ -141,15 +143,19 @@ def big_triangle(depth_mm: float) -> Tensor:
     return torch.tensor([[-9.0, -9.0, 1.0], [-9.0, 9.0, 1.0], [18.0, 0.0, 1.0]]).double() * depth_mm
 
 
-def test_the_lower_index_wins_an_exact_tie() -> None:
+def test_the_lower_index_wins_an_exact_tie(backend: str) -> None:
     vertices = torch.cat([big_triangle(50.0), big_triangle(50.0)])
-    ids, _ = rasterize_ids(vertices[None], torch.tensor([[4, 5, 3], [0, 1, 2]]), camera_of((4, 5), focal=4.0))
+    ids, _ = rasterize_ids(
+        vertices[None], torch.tensor([[4, 5, 3], [0, 1, 2]]), camera_of((4, 5), focal=4.0), rasterizer=backend
+    )
     assert ids.unique().tolist() == [0]
 
 
-def test_the_nearer_triangle_wins_whatever_its_index() -> None:
+def test_the_nearer_triangle_wins_whatever_its_index(backend: str) -> None:
     vertices = torch.cat([big_triangle(50.0), big_triangle(40.0)])
-    ids, depth = rasterize_ids(vertices[None], torch.tensor([[0, 1, 2], [3, 4, 5]]), camera_of((4, 5), focal=4.0))
+    ids, depth = rasterize_ids(
+        vertices[None], torch.tensor([[0, 1, 2], [3, 4, 5]]), camera_of((4, 5), focal=4.0), rasterizer=backend
+    )
     assert ids.unique().tolist() == [1]
     torch.testing.assert_close(depth, torch.full_like(depth, 40.0))
 
@@ -164,23 +170,25 @@ def test_the_nearer_triangle_wins_whatever_its_index() -> None:
         (big_triangle(50.0) + torch.tensor([5000.0, 0.0, 0.0]), [[0, 1, 2]]),  # beside the image
     ],
 )
-def test_what_is_not_drawn_leaves_every_pixel_empty(vertices: Tensor, triangles: list[list[int]]) -> None:
-    fragments = rasterize(vertices[None], torch.tensor(triangles), camera_of((4, 5), focal=4.0))
+def test_what_is_not_drawn_leaves_every_pixel_empty(backend: str, vertices: Tensor, triangles: list[list[int]]) -> None:
+    fragments = rasterize(vertices[None], torch.tensor(triangles), camera_of((4, 5), focal=4.0), rasterizer=backend)
     assert fragments.triangle_ids.unique().tolist() == [-1]
     assert not fragments.depth.any()
     assert not fragments.barycentrics.any()
 
 
-def test_a_mesh_without_triangles_is_empty() -> None:
-    ids, _ = rasterize_ids(big_triangle(50.0)[None], torch.zeros(0, 3, dtype=torch.int64), camera_of((4, 5), focal=4.0))
+def test_a_mesh_without_triangles_is_empty(backend: str) -> None:
+    ids, _ = rasterize_ids(
+        big_triangle(50.0)[None], torch.zeros(0, 3, dtype=torch.int64), camera_of((4, 5), focal=4.0), rasterizer=backend
+    )
     assert ids.shape == (1, 4, 5)
     assert ids.unique().tolist() == [-1]
 
 
-def test_barycentrics_give_the_point_on_the_ray_of_the_pixel() -> None:
+def test_barycentrics_give_the_point_on_the_ray_of_the_pixel(backend: str) -> None:
     vertices, triangles = random_mesh(7)
     camera = camera_of((20, 24), focal=20.0)
-    fragments = rasterize(vertices[None], triangles, camera)
+    fragments = rasterize(vertices[None], triangles, camera, rasterizer=backend)
     hit = (fragments.triangle_ids >= 0).nonzero(as_tuple=True)
     weights = fragments.barycentrics[hit]
     assert len(weights) > 50
@@ -190,12 +198,12 @@ def test_barycentrics_give_the_point_on_the_ray_of_the_pixel() -> None:
     torch.testing.assert_close(points / points[:, 2:], pixel_rays(camera, hit), rtol=1e-9, atol=1e-9)
 
 
-def test_single_precision_draws_the_same_face(face: MorphableModel) -> None:
+def test_single_precision_draws_the_same_face(backend: str, face: MorphableModel) -> None:
     vertices = face.mean[None] * torch.tensor([1.0, -1.0, -1.0]) + torch.tensor([0.0, 0.0, 1000.0])
     exact = camera_of((48, 48), focal=217.5)
     single = Camera(exact.focal_px.float(), exact.principal_px.float(), exact.size)
-    expected, _ = rasterize_ids(vertices.double(), face.triangles, exact)
-    ids, depth = rasterize_ids(vertices, face.triangles, single)
+    expected, _ = rasterize_ids(vertices.double(), face.triangles, exact, rasterizer="torch")
+    ids, depth = rasterize_ids(vertices, face.triangles, single, rasterizer=backend)
     assert (expected >= 0).sum() > 900
     # Only a centre that lies on an edge to within rounding may fall to the neighbour.
     assert (ids != expected).sum() <= 2
