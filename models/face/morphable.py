@@ -50,10 +50,12 @@ class MorphableModel(nn.Module):
         uv: Float[Tensor, "V 2"],
         parts: Int[Tensor, "V"],
         landmark_weights: Float[Tensor, "68 3"] | None = None,
+        source_sha256: str = "",
     ) -> None:
         super().__init__()
         self.name = name
         self.licence = licence
+        self.source_sha256 = source_sha256
         self.expression_names = tuple(expression_names)
         corners = (LANDMARK_COUNT,) if landmark_weights is None else (LANDMARK_COUNT, 3)
         _require_shape(name, "landmark_vertices", landmark_vertices, corners)
@@ -180,6 +182,18 @@ class MorphableModel(nn.Module):
         if name not in PART_NAMES:
             raise ValueError(f"part {name!r} is unknown, expected one of {', '.join(PART_NAMES)}")
         return self.parts == PART_NAMES.index(name)
+
+    def stamp(self) -> dict[str, str]:
+        """What every output says of the model: name, licence, hash of its arrays, SHA-256 of the file it was read from.
+
+        The last is empty for a model made by code.
+        """
+        return {
+            "name": self.name,
+            "licence": self.licence,
+            "hash": self.content_hash(),
+            "source_sha256": self.source_sha256,
+        }
 
     def content_hash(self) -> str:
         """Hash of every array, so that a checkpoint can refuse a face model that it was not trained with."""

@@ -83,3 +83,18 @@ def test_the_hash_tells_models_apart_and_equal_ones_not(face: MorphableModel) ->
 
 def test_the_model_stays_out_of_checkpoints(face: MorphableModel) -> None:
     assert not face.state_dict()
+
+
+def test_the_stamp_says_where_the_model_comes_from(face: MorphableModel) -> None:
+    expected = {"name": "tiny", "licence": "CC0-1.0", "hash": face.content_hash(), "source_sha256": ""}
+    assert face.stamp() == expected
+    arrays = {key: buffer for key, buffer in face.named_buffers() if not key.startswith("landmark")}
+    read = MorphableModel(
+        name="read",
+        licence="none",
+        expression_names=face.expression_names,
+        landmark_vertices=face.landmark_vertices,
+        source_sha256="ab" * 32,
+        **arrays,
+    )
+    assert read.stamp() == {"name": "read", "licence": "none", "hash": face.content_hash(), "source_sha256": "ab" * 32}
