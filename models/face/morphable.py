@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from models.face.skinning import Skinning
 from models.types import LANDMARK_COUNT, PART_NAMES
 
 
@@ -19,7 +20,7 @@ class MorphableModel(nn.Module):
     A landmark is a vertex, or a point within a triangle: three vertices (68, 3) with barycentric weights.
     Albedo is RGB in [0, 1], display-referred as in the Basel models: albedo times light is the photo's pixel, without a
     gamma, because that is the space in which photos are compared. Expression modes of ARKit-named models are
-    displacements at full activation.
+    displacements at full activation. The model is linear; where its file has joints, `skinning` gives the exact mesh.
     Raises: ValueError naming the array, its shape and the expected one, if the arrays do not fit together.
     """
 
@@ -51,6 +52,7 @@ class MorphableModel(nn.Module):
         parts: Int[Tensor, "V"],
         landmark_weights: Float[Tensor, "68 3"] | None = None,
         source_sha256: str = "",
+        skinning: Skinning | None = None,
     ) -> None:
         super().__init__()
         self.name = name
@@ -77,6 +79,7 @@ class MorphableModel(nn.Module):
         for key, array in arrays.items():
             # The model is data that a checkpoint refers to by hash, so it stays out of the state dict.
             self.register_buffer(key, array.contiguous(), persistent=False)
+        self.skinning = skinning
         self._check()
 
     def _check(self) -> None:
@@ -94,6 +97,11 @@ class MorphableModel(nn.Module):
         }
         for key, shape in expected.items():
             _require_shape(self.name, key, getattr(self, key), shape)
+        if self.skinning is not None:
+            joints = len(self.skinning.joint_names)
+            _require_shape(self.name, "skinning_joint_weights", self.skinning.joint_weights, (count, joints))
+            modes = (self.expression_size, joints, 3)
+            _require_shape(self.name, "skinning_mode_rotations", self.skinning.mode_rotations, modes)
         indices = {"triangles": self.triangles, "landmark_vertices": self.landmark_corners, "parts": self.parts}
         for (key, values), limit in zip(indices.items(), (count, count, len(PART_NAMES)), strict=True):
             if values.numel() and not (int(values.min()) >= 0 and int(values.max()) < limit):
