@@ -6,9 +6,9 @@ colours are the albedo as the renderer multiplies it with light, in [0, 1].
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -20,6 +20,9 @@ from models.face.camera import NEAR_MM
 from models.rendering.render import render
 from models.types import Camera
 
+if TYPE_CHECKING:
+    import trimesh
+
 MAX_OVERLAY_SIDE_PX = 1536
 """A larger face is drawn at this size and enlarged, so that memory does not grow with the photo."""
 
@@ -28,11 +31,23 @@ SMOOTHING = 2
 
 Vertices = Float[np.ndarray, "V 3"]
 Triangles = Int[np.ndarray, "F 3"]
+Origin = dict[str, str]
+"""Name, licence and hashes of the face model, a line each."""
 
 
-def write_mesh(path: Path, vertices: Vertices, triangles: Triangles, *, colours: Vertices, comment: str = "") -> None:
+def write_mesh(
+    path: Path,
+    vertices: Vertices,
+    triangles: Triangles,
+    *,
+    colours: Vertices,
+    comment: str = "",
+    stamp: Mapping[str, str] | None = None,
+) -> None:
     """Write a coloured mesh in the format that the suffix names.
 
+    `stamp` says which face model the mesh comes from (`MorphableModel.stamp`): with the comment it stands in the first
+    lines of `.obj`, in the header of `.ply`, and in `asset.extras` of `.glb`, whose `asset.copyright` is the licence.
     Raises: ValueError if the suffix is unknown or the arrays do not fit together.
     """
     if path.suffix not in MESH_WRITERS:
@@ -43,12 +58,17 @@ def write_mesh(path: Path, vertices: Vertices, triangles: Triangles, *, colours:
         raise ValueError(
             f"{path.name}: triangles name vertices {int(triangles.min())} to {int(triangles.max())} of {len(vertices)}"
         )
-    MESH_WRITERS[path.suffix](path, vertices, triangles, np.clip(colours, 0.0, 1.0), comment)
+    comments = comment.splitlines()
+    # A licence of several lines must not break the header of the file.
+    origin = {key: " ".join(value.split()) for key, value in (stamp or {}).items() if value.strip()}
+    MESH_WRITERS[path.suffix](path, vertices, triangles, np.clip(colours, 0.0, 1.0), comments, origin)
 
 
-def _write_obj(path: Path, vertices: Vertices, triangles: Triangles, colours: Vertices, comment: str) -> None:
+def _write_obj(
+    path: Path, vertices: Vertices, triangles: Triangles, colours: Vertices, comments: list[str], origin: Origin
+) -> None:
     # Colours after the coordinates are an extension that MeshLab, Blender and trimesh read.
-    lines = [f"# {line}" for line in comment.splitlines()]
+    lines = [f"# {line}" for line in _header(comments, origin)]
     lines += [
         f"v {x:.4f} {y:.4f} {z:.4f} {red:.4f} {green:.4f} {blue:.4f}"
         for (x, y, z), (red, green, blue) in zip(vertices.tolist(), colours.tolist(), strict=True)
@@ -57,21 +77,50 @@ def _write_obj(path: Path, vertices: Vertices, triangles: Triangles, colours: Ve
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
-def _write_by_trimesh(path: Path, vertices: Vertices, triangles: Triangles, colours: Vertices, _comment: str) -> None:
+def _write_ply(
+    path: Path, vertices: Vertices, triangles: Triangles, colours: Vertices, comments: list[str], origin: Origin
+) -> None:
+    from trimesh.exchange.ply import export_ply
+
+    magic, form, rest = export_ply(_mesh(vertices, triangles, colours)).split(b"\n", 2)
+    # Many readers of this format take the header for ASCII.
+    lines = [f"comment {line}".encode("ascii", "replace") for line in _header(comments, origin)]
+    path.write_bytes(b"\n".join([magic, form, *lines, rest]))
+
+
+def _write_glb(
+    path: Path, vertices: Vertices, triangles: Triangles, colours: Vertices, comments: list[str], origin: Origin
+) -> None:
+    from trimesh.exchange.gltf import export_glb
+
+    def describe(tree: dict[str, Any]) -> None:
+        extras = {"comment": "\n".join(comments), "face_model": origin}
+        tree["asset"]["extras"] = {key: value for key, value in extras.items() if value}
+        if "licence" in origin:
+            tree["asset"]["copyright"] = f"face model {origin.get('name', '')}: {origin['licence']}"
+
+    scene = _mesh(vertices, triangles, colours).scene()
+    path.write_bytes(export_glb(scene, tree_postprocessor=describe))
+
+
+def _mesh(vertices: Vertices, triangles: Triangles, colours: Vertices) -> trimesh.Trimesh:
     import trimesh
 
-    mesh = trimesh.Trimesh(
+    return trimesh.Trimesh(
         vertices, triangles, vertex_colors=np.rint(colours * 255).astype(np.uint8), process=False, validate=False
     )
-    mesh.export(path)
 
 
-MESH_WRITERS: dict[str, Callable[[Path, Vertices, Triangles, Vertices, str], None]] = {
+def _header(comments: list[str], origin: Origin) -> list[str]:
+    return [*comments, *(f"face model {key}: {value}" for key, value in origin.items())]
+
+
+MESH_WRITERS: dict[str, Callable[[Path, Vertices, Triangles, Vertices, list[str], Origin], None]] = {
     ".obj": _write_obj,
-    ".ply": _write_by_trimesh,
-    ".glb": _write_by_trimesh,
+    ".ply": _write_ply,
+    ".glb": _write_glb,
 }
-"""Kinds of mesh file by suffix; only `.obj` keeps the comment."""
+"""Kinds of mesh file by suffix."""
 
 
 def camera_document(

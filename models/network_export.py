@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,9 @@ def export_reconstructor(reconstructor: Reconstructor, path: Path) -> float:
         return image, landmarks, torch.rand(count, LANDMARK_COUNT, generator=generator)
 
     graph = ReconstructorGraph(reconstructor).eval()
-    _export(graph, example(2), path, inputs=RECONSTRUCTOR_INPUTS, outputs=RECONSTRUCTOR_OUTPUTS)
+    # The graph holds the face model, so it says whose it is.
+    origin = {f"face_model_{key}": value for key, value in reconstructor.model.stamp().items()}
+    _export(graph, example(2), path, inputs=RECONSTRUCTOR_INPUTS, outputs=RECONSTRUCTOR_OUTPUTS, metadata=origin)
     return _checked(graph, example(3), path, inputs=RECONSTRUCTOR_INPUTS, outputs=RECONSTRUCTOR_OUTPUTS)
 
 
@@ -125,7 +128,13 @@ def export_landmark_network(network: HierarchicalNetwork, path: Path) -> float:
 
 
 def _export(
-    graph: nn.Module, example: tuple[Tensor, ...], path: Path, *, inputs: tuple[str, ...], outputs: tuple[str, ...]
+    graph: nn.Module,
+    example: tuple[Tensor, ...],
+    path: Path,
+    *,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     logger = logging.getLogger("torch.onnx")
     level, unchecked = logger.level, config.jaxtyping_disable
@@ -136,19 +145,20 @@ def _export(
         with warnings.catch_warnings():
             # The exporter warns of its own inner workings and of packages that it looks for and does not need.
             warnings.simplefilter("ignore")
-            torch.onnx.export(
+            program = torch.onnx.export(
                 graph,
                 example,
-                path,
                 dynamo=True,
                 # The runtime optimises when it loads; doing it here as well takes as long as the rest.
                 optimize=False,
                 verbose=False,
-                external_data=False,
                 input_names=inputs,
                 output_names=outputs,
                 dynamic_shapes=tuple({0: "batch"} for _ in example),
             )
+            assert program is not None
+            program.model.metadata_props.update(metadata or {})
+            program.save(path, external_data=False)
     finally:
         logger.setLevel(level)
         config.update("jaxtyping_disable", unchecked)

@@ -1,6 +1,8 @@
-"""The face model that the params name."""
+"""The face model that the params name, and its stamp in pictures."""
 
 from __future__ import annotations
+
+from PIL.PngImagePlugin import PngInfo
 
 from models.face.formats import build_face_model
 from models.face.morphable import MorphableModel
@@ -16,3 +18,11 @@ def load_face_model(params: Params, workspace: Workspace) -> MorphableModel:
     section = params.face_model
     path = workspace.resolve(section.path) if section.path else None
     return build_face_model(section.kind, path=path, identity_modes=section.identity_modes)
+
+
+def png_stamp(model: MorphableModel) -> PngInfo:
+    """Name, licence and hashes of the face model as text chunks `face_model_…` of a PNG."""
+    chunks = PngInfo()
+    for key, value in model.stamp().items():
+        chunks.add_itxt(f"face_model_{key}", value)
+    return chunks

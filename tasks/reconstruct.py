@@ -27,7 +27,7 @@ from models.types import Reconstruction
 from tasks.annotations import AnnotationError, Annotations, read_landmark_table
 from tasks.artifacts import Workspace, load_checkpoint, read_json, write_json
 from tasks.detect import open_detector
-from tasks.face_model import load_face_model
+from tasks.face_model import load_face_model, png_stamp
 from tasks.images import ImageError, Pixels, decode, read_file, reduce
 from tasks.params import Params, load_params
 from tasks.promotion import CHAMPION
@@ -229,8 +229,14 @@ def write_face(face: PhotoFace, path: Path, out: Path, reader: FaceReader) -> li
     out.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=".reconstruct-", dir=out))
     try:
-        comment = f"face of {path.name}; {MESH_AXES}\nface model {model.name}, {model.licence}"
-        write_mesh(scratch / names[0], vertices, model.triangles.numpy(), colours=albedo.numpy(), comment=comment)
+        write_mesh(
+            scratch / names[0],
+            vertices,
+            model.triangles.numpy(),
+            colours=albedo.numpy(),
+            comment=f"face of {path.name}; {MESH_AXES}",
+            stamp=model.stamp(),
+        )
         drawn = overlay(
             face.photo,
             vertices=face.reconstruction.mesh.vertices[0],
@@ -239,7 +245,7 @@ def write_face(face: PhotoFace, path: Path, out: Path, reader: FaceReader) -> li
             lighting=coefficients.lighting[0],
             intrinsics=face.intrinsics,
         )
-        Image.fromarray(drawn).save(scratch / names[1])
+        Image.fromarray(drawn).save(scratch / names[1], pnginfo=png_stamp(model))
         write_json(scratch / names[2], document(face, path, reader, mesh=names[0]))
         for name in names:
             (scratch / name).replace(out / name)
@@ -255,7 +261,7 @@ def document(face: PhotoFace, path: Path, reader: FaceReader, *, mesh: str) -> d
     return {
         "photo": path.name,
         "model": reader.origin,
-        "face_model": {"name": model.name, "licence": model.licence, "hash": model.content_hash()},
+        "face_model": model.stamp(),
         "mesh": {"file": mesh, "axes": MESH_AXES, "vertices": model.vertex_count, "triangles": len(model.triangles)},
         "coefficients": {
             "identity": _numbers(found.identity[0]),

@@ -156,7 +156,7 @@ def _settings(params: Params, reconstructor: Reconstructor, detector: dict[str, 
         "provided_confidence": float(confidence_from_sigma(np.array([PROVIDED_SIGMA]))[0]),
         "landmarks": params.detect_landmarks.detector,
         "detector": detector,
-        "face_model": {"name": model.name, "licence": model.licence, "hash": model.content_hash()},
+        "face_model": model.stamp(),
         "expression_names": list(model.expression_names),
         "units": "vertices in millimetres, pixels with centres at +0.5, rotation axis-angle in radians",
     }
@@ -193,7 +193,7 @@ def _new_version(
             signature=_signature(required_landmarks="detector" not in artifacts),
             input_example=_input_example(model, with_landmarks="detector" not in artifacts),
             pip_requirements=[f"{package}=={installed_version(package)}" for package in REQUIREMENTS],
-            metadata={"face_model": model.name, "face_model_licence": model.licence},
+            metadata=_face_model_tags(model),
         )
         try:
             run.client.get_registered_model(name)
@@ -265,16 +265,17 @@ def _input_example(model: MorphableModel, *, with_landmarks: bool) -> Any:
 
 
 def _version_tags(params: Params, model: MorphableModel, metrics: Mapping[str, Any]) -> dict[str, str]:
-    tags = {
-        "face_model": model.name,
-        "face_model_licence": model.licence,
-        "face_model_hash": model.content_hash(),
-        "landmarks": params.detect_landmarks.detector,
-    }
+    tags = _face_model_tags(model) | {"landmarks": params.detect_landmarks.detector}
     for block in ("mean_face", FINAL_STAGE):
         numbers = {name: value for name, value in (metrics.get(block) or {}).items() if not isinstance(value, dict)}
         tags |= {f"{block}.{name}": f"{value:.5g}" for name, value in finite(numbers).items()}
     return tags
+
+
+def _face_model_tags(model: MorphableModel) -> dict[str, str]:
+    """The model's stamp as flat keys, with the name under `face_model` alone."""
+    found = model.stamp()
+    return {"face_model": found.pop("name")} | {f"face_model_{key}": value for key, value in found.items() if value}
 
 
 def _comparable_metrics(run: TrackedRun, champion: ModelVersion | None, test_set: str) -> dict[str, Any] | None:

@@ -92,6 +92,8 @@ def write_report(
         {
             "model": model.name,
             "licence": model.licence,
+            "face_model_hash": model.content_hash(),
+            "source_sha256": model.source_sha256,
             "headlines": headlines(metrics),
             "stages": stage_table(metrics),
             "yaw": yaw_table(metrics),

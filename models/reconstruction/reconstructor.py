@@ -126,11 +126,12 @@ class Reconstructor(nn.Module):
 
 
 def reconstructor_content(reconstructor: Reconstructor) -> dict[str, Any]:
-    """What a checkpoint holds: settings, weights and the hash of the face model."""
+    """What a checkpoint holds: settings, weights, hash and stamp of the face model."""
     return {
         "kind": "reconstructor",
         "settings": asdict(reconstructor.settings),
         "face_model": reconstructor.model.content_hash(),
+        "face_model_stamp": reconstructor.model.stamp(),
         "weights": {key: value.detach().cpu().clone() for key, value in reconstructor.encoder.state_dict().items()},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +42,40 @@ def test_mesh_reads_back(tmp_path: Path, suffix: str, face: MorphableModel) -> N
     assert mesh.vertices == pytest.approx(face.mean.numpy(), abs=1e-4)
     assert np.array_equal(mesh.faces, face.triangles.numpy())
     assert mesh.visual.vertex_colors[:, :3] / 255.0 == pytest.approx(face.albedo_mean.numpy(), abs=0.003)
+
+
+STAMP = {"name": "ict", "licence": "MIT\nLicense", "hash": "0123", "source_sha256": ""}
+
+
+def stamped(path: Path) -> Path:
+    write_mesh(path, TRIANGLE, FACES, colours=COLOURS, comment="face of J\u00f6rg.png", stamp=STAMP)
+    return path
+
+
+def test_obj_and_ply_say_whose_face_it_is(tmp_path: Path) -> None:
+    lines = ["face model name: ict", "face model licence: MIT License", "face model hash: 0123"]
+    text = stamped(tmp_path / "mesh.obj").read_text(encoding="utf-8")
+    assert text.splitlines()[:5] == [f"# {line}" for line in ("face of J\u00f6rg.png", *lines)] + [
+        "v 0.0000 0.0000 0.0000 1.0000 0.0000 0.0000"
+    ]
+    header = stamped(tmp_path / "mesh.ply").read_bytes().split(b"end_header")[0].decode("ascii").splitlines()
+    assert header[:6] == ["ply", "format binary_little_endian 1.0"] + [
+        f"comment {line}" for line in ("face of J?rg.png", *lines)
+    ]
+    assert np.allclose(trimesh.load(tmp_path / "mesh.ply", process=False).vertices, TRIANGLE)
+
+
+def test_glb_says_whose_face_it_is(tmp_path: Path) -> None:
+    content = stamped(tmp_path / "mesh.glb").read_bytes()
+    length = int.from_bytes(content[12:16], "little")
+    asset = json.loads(content[20 : 20 + length])["asset"]
+    assert asset["version"] == "2.0"
+    assert asset["copyright"] == "face model ict: MIT License"
+    assert asset["extras"] == {
+        "comment": "face of J\u00f6rg.png",
+        "face_model": {"name": "ict", "licence": "MIT License", "hash": "0123"},
+    }
+    assert np.allclose(trimesh.load(tmp_path / "mesh.glb", process=False, force="mesh").vertices, TRIANGLE)
 
 
 @pytest.mark.parametrize(

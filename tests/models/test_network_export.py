@@ -63,6 +63,12 @@ def test_graph_takes_any_batch(reconstructor: Reconstructor, graph_path: Path, c
     assert found["colours"] == pytest.approx(reconstructor.model.albedo(coefficients.albedo).numpy(), abs=1e-4)
 
 
+def test_graph_says_whose_face_model_it_holds(reconstructor: Reconstructor, graph_path: Path) -> None:
+    session = onnxruntime.InferenceSession(graph_path, providers=["CPUExecutionProvider"])
+    found = session.get_modelmeta().custom_metadata_map
+    assert {key: found[f"face_model_{key}"] for key in reconstructor.model.stamp()} == reconstructor.model.stamp()
+
+
 def test_graph_of_another_network_is_refused(reconstructor: Reconstructor, graph_path: Path) -> None:
     other = ReconstructorGraph(reconstructor)
     example = (torch.rand(2, 3, 32, 32), 32 * torch.rand(2, 68, 2), torch.rand(2, 68))

@@ -3,11 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from models.face.formats import save_face_model
 from models.face.morphable import MorphableModel
 from tasks.artifacts import Workspace
-from tasks.face_model import load_face_model
+from tasks.face_model import load_face_model, png_stamp
 from tests.tiny_face import tiny_face
 from tests.tiny_workspace import tiny_params
 
@@ -31,3 +32,10 @@ def test_a_path_counts_from_the_workspace(face: MorphableModel, tmp_path: Path, 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"tiny\.npz: no such face model"):
         load_face_model(tiny_params(), Workspace(tmp_path))
+
+
+def test_a_picture_carries_the_stamp(face: MorphableModel, tmp_path: Path) -> None:
+    Image.new("RGB", (2, 2)).save(tmp_path / "face.png", pnginfo=png_stamp(face))
+    with Image.open(tmp_path / "face.png") as image:
+        found = {key.removeprefix("face_model_"): image.info[key] for key in image.info}
+    assert found == face.stamp()

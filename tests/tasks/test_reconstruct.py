@@ -42,9 +42,15 @@ def test_champion_writes_mesh_overlay_and_camera_that_agree(registered: Workspac
     assert mesh.visual.vertex_colors.shape == (210, 4)
     document = json.loads(written[2].read_text())
     assert document["model"] == {"name": "mien-reconstructor", "version": 1, "alias": "champion"}
-    assert document["face_model"]["licence"] == "CC0-1.0"
-    assert set(document["coefficients"]["expression"]) == {"jawOpen", "eyeBlinkLeft", "eyeBlinkRight"}
     model = open_champion(load_params(registered.params), registered).reconstructor.model
+    assert document["face_model"] == model.stamp()
+    assert document["face_model"]["licence"] == "CC0-1.0"
+    header = written[0].read_text().splitlines()[1:4]
+    assert header == [f"# face model {key}: {model.stamp()[key]}" for key in ("name", "licence", "hash")]
+    with Image.open(written[1]) as drawn:
+        assert drawn.info["face_model_licence"] == "CC0-1.0"
+        assert drawn.info["face_model_hash"] == model.content_hash()
+    assert set(document["coefficients"]["expression"]) == {"jawOpen", "eyeBlinkLeft", "eyeBlinkRight"}
     pixels = projected(document, mesh.vertices)[model.landmark_vertices.numpy()]
     assert np.abs(pixels - np.array(document["landmarks"]["projected_px"])).max() < 0.02
     before, after = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (photo, written[1]))

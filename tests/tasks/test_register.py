@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tasks.artifacts import Workspace, read_json, write_json
+from tasks.face_model import load_face_model
 from tasks.params import load_params
 from tasks.register import CHALLENGER, find_version, register
 from tasks.tracking import tracking_client
@@ -59,7 +60,12 @@ def test_first_version_is_champion(registered: Workspace) -> None:
     client = tracking_client(load_params(registered.params), registered)
     version = find_version(client, "mien-reconstructor", CHALLENGER)
     assert version is not None
+    assert version.tags["face_model"] == "tiny"
     assert version.tags["face_model_licence"] == "CC0-1.0"
+    face = load_face_model(load_params(registered.params), registered)
+    assert version.tags["face_model_hash"] == face.content_hash()
+    (settings,) = (registered.root / "mlruns").rglob("settings.json")
+    assert read_json(settings)["face_model"] == face.stamp()
     assert version.tags["promotion"] == "passed"
     assert version.tags["refusion.scan_error_mm_median"] == "1.5"
     assert find_version(client, "mien-reconstructor", "nobody") is None

@@ -46,6 +46,8 @@ def context(**changes: Any) -> dict[str, Any]:
     return {
         "model": "procedural",
         "licence": "Apache-2.0",
+        "face_model_hash": "0123456789abcdef",
+        "source_sha256": "",
         "headlines": headlines(found),
         "stages": stage_table(found),
         "yaw": yaw_table(found),
@@ -126,6 +128,13 @@ def test_what_users_wrote_is_escaped() -> None:
     assert "<script" not in page
     assert '<img src="x">' not in page
     assert "&lt;script&gt;" in page
+
+
+def test_the_face_model_is_named_with_its_hashes() -> None:
+    page = render_report(context())
+    assert "<em>procedural</em> (Apache-2.0), hash <code>0123456789abcdef</code>.</p>" in page
+    page = render_report(context(source_sha256="ab" * 32))
+    assert f"from a file with SHA-256 <code>{'ab' * 32}</code>." in page
 
 
 def test_empty_sections_are_left_out() -> None:

@@ -87,7 +87,9 @@ def test_a_checkpoint_gives_the_same_network(reconstructor: Reconstructor, face:
     stored = io.BytesIO()
     torch.save(reconstructor_content(reconstructor), stored)
     stored.seek(0)
-    restored = load_reconstructor(torch.load(stored, weights_only=True), face)
+    content = torch.load(stored, weights_only=True)
+    assert content["face_model_stamp"] == face.stamp()
+    restored = load_reconstructor(content, face)
     assert not restored.training
     assert restored.settings == SETTINGS
     first, second = reconstructor(*inputs()), restored(*inputs())
