@@ -1,4 +1,4 @@
-"""A sheet that shows what a face model can do: mean, random persons, expressions, tones and poses."""
+"""A sheet that shows what a face model can do: mean, modes, random persons, expressions, poses and landmarks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
@@ -17,6 +15,7 @@ from models.face.lighting import irradiance_basis
 from models.face.morphable import MorphableModel
 from models.rendering.render import render
 from tasks.artifacts import replace_file
+from tasks.face_model import png_stamp
 
 TILE_PX = 168
 COLUMNS = 8
@@ -36,7 +35,29 @@ LIGHTS = (((-0.42, -0.52, -0.74), 0.72), ((0.80, -0.05, -0.60), 0.18))
 AMBIENT = 0.40
 
 YAWS_DEG = (-90.0, -60.0, -40.0, -20.0, 20.0, 40.0, 60.0, 90.0)
-TONES = (-2.0, -1.4, -0.8, -0.2, 0.4, 1.0, 1.6, 2.2)
+SHAPE_SIGMAS = (-3.0, 3.0)
+ALBEDO_SIGMAS = (-2.0, 2.0)
+NUMBERED_MODE_SIGMA = 3.0
+"""At which statistical expression modes are drawn; one standard deviation is hard to see."""
+
+MAX_EXPRESSIONS = 8 * COLUMNS
+LANDMARK_VIEWS = (("68 landmarks", 0.0), ("", -45.0), ("near side", 90.0))
+"""Captions and yaws."""
+
+LANDMARK_COLOURS = (
+    (range(17), "jaw", (35, 95, 200)),
+    (range(17, 27), "brows", (120, 60, 170)),
+    (range(27, 36), "nose", (0, 130, 110)),
+    (range(36, 48), "eyes", (200, 30, 60)),
+    (range(48, 60), "outer lips", (190, 95, 0)),
+    (range(60, 68), "inner lips", (60, 110, 20)),
+)
+NUMBERS_AROUND = {"eyes": ((range(36, 42), range(36, 42)), (range(42, 48), range(42, 48))),
+                  "nose": ((range(27, 31), range(30, 31)), (range(31, 36), range(30, 31)))}  # fmt: skip
+"""Groups whose numbers point away from more than one middle: points, and points that the middle is the mean of."""
+
+MIDDLE = [8, 27, 28, 29, 30, 33, 51, 57, 62, 66]
+"""Landmarks in the plane of symmetry."""
 # Caption and activations; an expression whose names the model lacks is left out.
 EXPRESSIONS: tuple[tuple[str, dict[str, float]], ...] = (
     ("jawOpen", {"jawOpen": 1.0}),
@@ -70,31 +91,29 @@ class _Tile:
     shows_landmarks: bool = False
 
 
-def draw_model_sheet(model: MorphableModel, path: Path, *, seed: int = 0) -> None:
-    """Write one PNG with the mean, random persons, expressions, skin tones and poses of a face model.
+def draw_model_sheet(model: MorphableModel, path: Path, *, seed: int = 0, every_expression: bool = False) -> None:
+    """Write one PNG with the mean, modes, random persons, expressions, poses and numbered landmarks of a face model.
 
-    Colours are encoded as sRGB: the model's albedo is linear reflectance. `seed` chooses the random persons.
+    `seed` chooses the random persons. Expressions are a selection of telling ones where the model has ARKit's names;
+    `every_expression` shows each mode by its name, at most `MAX_EXPRESSIONS`.
     """
     stream = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        sections = _sections(model, stream)
+        sections = _sections(model, stream, every_expression=every_expression)
         rows = [tiles[start : start + COLUMNS] for tiles in sections for start in range(0, len(tiles), COLUMNS)]
-        pictures = [_render_row(model, row) for row in rows]
-    sheet = Image.new("RGB", (COLUMNS * TILE_PX, len(rows) * (TILE_PX + CAPTION_PX)), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=11)
-    for down, (row, images) in enumerate(zip(rows, pictures, strict=True)):
-        top = down * (TILE_PX + CAPTION_PX)
-        for across, (tile, image) in enumerate(zip(row, images, strict=True)):
-            sheet.paste(Image.fromarray(image), (across * TILE_PX, top))
-            middle = (across * TILE_PX + TILE_PX // 2, top + TILE_PX + CAPTION_PX // 2)
-            draw.text(middle, tile.caption, fill=INK, font=font, anchor="mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
+        bands = [_band(model, row, side_px=TILE_PX) for row in rows]
+        bands.append(_band(model, _landmark_tiles(model), side_px=COLUMNS * TILE_PX // len(LANDMARK_VIEWS)))
+    bands.append(_stamp_band(model))
+    sheet = Image.new("RGB", (COLUMNS * TILE_PX, sum(band.height for band in bands)), PAPER)
+    top = 0
+    for band in bands:
+        sheet.paste(band, (0, top))
+        top += band.height
     with replace_file(path) as temporary:
-        sheet.save(temporary, format="PNG", optimize=True)
+        sheet.save(temporary, format="PNG", optimize=True, pnginfo=png_stamp(model))
 
 
-def _sections(model: MorphableModel, stream: torch.Generator) -> Iterator[list[_Tile]]:
+def _sections(model: MorphableModel, stream: torch.Generator, *, every_expression: bool) -> Iterator[list[_Tile]]:
     mean, skin = model.mean, model.albedo_mean
     clay = torch.full_like(skin, CLAY)
     yield [
@@ -104,9 +123,15 @@ def _sections(model: MorphableModel, stream: torch.Generator) -> Iterator[list[_
         _Tile("shape", mean, clay),
         _Tile("", mean, clay, yaw_deg=40.0),
         _Tile("", mean, clay, yaw_deg=15.0, pitch_deg=25.0),
-        _Tile("68 landmarks", mean, clay, shows_landmarks=True),
+        _Tile("", mean, clay, yaw_deg=-90.0),
         _Tile("parts", mean, torch.tensor(PART_COLOURS)[model.parts]),
     ]
+    for sigma in SHAPE_SIGMAS:
+        # Turned a little, so that width, height and depth all show.
+        yield [
+            _Tile(f"identity {place + 1}: {sigma:+.0f} SD", mean + sigma * mode, clay, yaw_deg=25.0)
+            for place, mode in enumerate(model.identity_basis[:COLUMNS])
+        ]
     count = 2 * COLUMNS
     shapes = model.vertices(torch.randn(count, model.identity_size, generator=stream))
     colours = model.albedo(torch.randn(count, model.albedo_size, generator=stream))
@@ -116,45 +141,75 @@ def _sections(model: MorphableModel, stream: torch.Generator) -> Iterator[list[_
         )
         for index in range(count)
     ]
-    expressions = [_Tile(caption, vertices, skin) for caption, vertices in _expressions(model)]
-    if expressions:
-        yield expressions[: 2 * COLUMNS]
-    if model.albedo_size:
-        coefficients = torch.zeros(len(TONES), model.albedo_size)
-        coefficients[:, 0] = torch.tensor(TONES)
-        tones = model.albedo(coefficients)
-        yield [_Tile(f"tone {value:+.1f} SD", mean, tone) for value, tone in zip(TONES, tones, strict=True)]
+    chosen = [] if every_expression else [_Tile(caption, vertices, skin) for caption, vertices in _expressions(model)]
+    named = [_Tile(caption, vertices, skin) for caption, vertices in _expression_modes(model)]
+    yield chosen[: 2 * COLUMNS] or named[: MAX_EXPRESSIONS if every_expression else 2 * COLUMNS]
+    for sigma in ALBEDO_SIGMAS:
+        coefficients = sigma * torch.eye(model.albedo_size)[:COLUMNS]
+        yield [
+            _Tile(f"albedo {mode + 1}: {sigma:+.0f} SD", mean, albedo)
+            for mode, albedo in enumerate(model.albedo(coefficients))
+        ]
     yield [_Tile(f"yaw {yaw:+.0f}°", shapes[0], colours[0], yaw_deg=yaw) for yaw in YAWS_DEG]
 
 
+def _landmark_tiles(model: MorphableModel) -> list[_Tile]:
+    clay = torch.full_like(model.albedo_mean, CLAY)
+    return [_Tile(caption, model.mean, clay, yaw_deg=yaw, shows_landmarks=True) for caption, yaw in LANDMARK_VIEWS]
+
+
 def _expressions(model: MorphableModel) -> Iterator[tuple[str, Tensor]]:
-    identity = torch.zeros(1, model.identity_size)
     for caption, activations in EXPRESSIONS:
         known = {name: value for name, value in activations.items() if name in model.expression_names}
         if not known:
             continue
-        coefficients = torch.zeros(1, model.expression_size)
-        for name, value in known.items():
-            coefficients[0, model.expression_names.index(name)] = value
-        yield caption, model.vertices(identity, coefficients)[0]
+        offsets = [value * model.expression_basis[model.expression_names.index(name)] for name, value in known.items()]
+        yield caption, model.mean + torch.stack(offsets).sum(0)
 
 
-def _render_row(model: MorphableModel, row: Sequence[_Tile]) -> list[NDArray[np.uint8]]:
+def _expression_modes(model: MorphableModel) -> Iterator[tuple[str, Tensor]]:
+    for name, mode in zip(model.expression_names, model.expression_basis, strict=True):
+        # A statistical mode has a number for a name, and a coefficient of 1 is a standard deviation.
+        if name[-1:].isdigit():
+            yield f"{name}: {NUMBERED_MODE_SIGMA:+.0f} SD", model.mean + NUMBERED_MODE_SIGMA * mode
+        else:
+            yield name, model.mean + mode
+
+
+def _band(model: MorphableModel, row: Sequence[_Tile], *, side_px: int) -> Image.Image:
+    """Tiles of `side_px` beside each other with their captions below."""
+    band = Image.new("RGB", (COLUMNS * TILE_PX, side_px + CAPTION_PX), PAPER)
+    draw = ImageDraw.Draw(band)
+    font = ImageFont.load_default(size=11)
+    for across, (tile, image) in enumerate(zip(row, _render_row(model, row, side_px=side_px), strict=True)):
+        band.paste(image, (across * side_px, 0))
+        middle = (across * side_px + side_px // 2, side_px + CAPTION_PX // 2)
+        draw.text(middle, tile.caption, fill=INK, font=font, anchor="mm")
+    return band
+
+
+def _stamp_band(model: MorphableModel) -> Image.Image:
+    """One line that says whose faces these are."""
+    band = Image.new("RGB", (COLUMNS * TILE_PX, CAPTION_PX), PAPER)
+    found = model.stamp()
+    text = f"{found['name']}: {model.vertex_count:,} vertices, {model.identity_size} identity, "
+    text += f"{model.expression_size} expression, {model.albedo_size} albedo modes; hash {found['hash']}; "
+    font = ImageFont.load_default(size=11)
+    ImageDraw.Draw(band).text((6, CAPTION_PX // 2), text + found["licence"], fill=INK, font=font, anchor="lm")
+    return band
+
+
+def _render_row(model: MorphableModel, row: Sequence[_Tile], *, side_px: int) -> list[Image.Image]:
     vertices = torch.stack([tile.vertices for tile in row])
     angles = torch.tensor([[tile.yaw_deg, tile.pitch_deg, 0.0] for tile in row]).deg2rad()
-    # All tiles frame the mean face alike, so that sizes can be compared.
-    points = model.landmark_mean
-    chin, brows = points[8], points[17:27].mean(0)
-    ears, tip = points[[0, 16]].mean(0), points[30]
-    height = 1.52 * (brows - chin)[1]
-    centre = torch.stack([torch.zeros(()), chin[1] + 0.5 * height, 0.5 * (ears + tip)[2]])
+    centre, height = _frame(model)
     distance = FOCAL_PER_SIZE * 1.22 * height
     in_camera = to_camera_space(
         vertices - centre,
         rotation=rotation_from_angles(*angles.unbind(1)),
-        translation=torch.stack([torch.zeros(()), torch.zeros(()), distance]).expand(len(row), 3),
+        translation=torch.tensor([0.0, 0.0, distance]).expand(len(row), 3),
     )
-    camera = crop_camera(len(row), TILE_PX * FINER)
+    camera = crop_camera(len(row), side_px * FINER)
     rendering = render(
         in_camera,
         model.triangles,
@@ -166,11 +221,29 @@ def _render_row(model: MorphableModel, row: Sequence[_Tile]) -> list[NDArray[np.
     # Albedo is display-referred, see MorphableModel: what is rendered is what is shown.
     image = torch.nn.functional.avg_pool2d(image, FINER).clamp(0.0, 1.0)
     pixels = (image * 255.0).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-    points = project(model.landmarks(in_camera), camera) / FINER
-    return [
-        _with_points(pixels[index], points[index]) if tile.shows_landmarks else pixels[index]
-        for index, tile in enumerate(row)
-    ]
+    landmarks = model.landmarks(in_camera)
+    points = project(landmarks, camera) / FINER
+    images = [Image.fromarray(tile) for tile in pixels]
+    for index, tile in enumerate(row):
+        if tile.shows_landmarks:
+            depth = landmarks[index, :, 2]
+            # Seen from the side, the points of the far side would lie over those of the near one.
+            hidden = (depth > depth[MIDDLE].max() + 1.0) & (abs(tile.yaw_deg) > 60.0)
+            _draw_landmarks(images[index], points[index], hidden=hidden.tolist())
+    return images
+
+
+def _frame(model: MorphableModel) -> tuple[Tensor, float]:
+    """Centre (3,) and height in mm of what all tiles show alike, so that sizes can be compared."""
+    points = model.landmark_mean
+    chin, brows = points[8], points[17:27].mean(0)
+    ears, tip = points[[0, 16]].mean(0), points[30]
+    low, high = model.mean.amin(0), model.mean.amax(0)
+    height = 1.52 * float((brows - chin)[1])
+    if height < 0.3 * float((high - low)[1]):
+        # Landmarks that are no face's still have to be seen.
+        return (low + high) / 2.0, 1.1 * float((high - low).max())
+    return torch.stack([torch.zeros(()), chin[1] + 0.5 * height, 0.5 * (ears + tip)[2]]), height
 
 
 def _studio_light() -> Tensor:
@@ -183,9 +256,19 @@ def _studio_light() -> Tensor:
     return light[None, :, None].expand(1, 9, 3)
 
 
-def _with_points(pixels: NDArray[np.uint8], points: Tensor) -> NDArray[np.uint8]:
-    image = Image.fromarray(pixels)
+def _draw_landmarks(image: Image.Image, points: Tensor, *, hidden: Sequence[bool]) -> None:
     draw = ImageDraw.Draw(image)
-    for x, y in points.tolist():
-        draw.ellipse((x - 1.6, y - 1.6, x + 1.6, y + 1.6), fill=(205, 30, 60))
-    return np.asarray(image)
+    font = ImageFont.load_default(size=10)
+    for line, (group, title, colour) in enumerate(LANDMARK_COLOURS):
+        draw.text((6, 6 + 13 * line), f"{title} {group[0]}-{group[-1]}", fill=colour, font=font)
+        for part, around in NUMBERS_AROUND.get(title, ((group, group),)):
+            middle = points[list(around)].mean(0)
+            for place in part:
+                if hidden[place]:
+                    continue
+                x, y = points[place].tolist()
+                draw.ellipse((x - 2.0, y - 2.0, x + 2.0, y + 2.0), fill=colour)
+                # Closed lips lie on each other, and so would the numbers.
+                if title != "inner lips":
+                    across, down = (9.0 * torch.nn.functional.normalize(points[place] - middle, dim=0)).tolist()
+                    draw.text((x + across, y + down), str(place), fill=colour, font=font, anchor="mm")
