@@ -99,9 +99,14 @@ def rasterize(
 ) -> Fragments:
     """Triangle, perspective-correct barycentrics and depth at every pixel centre."""
     ids, depth = rasterize_ids(vertices, triangles, camera, rasterizer=rasterizer)
-    hit = (ids >= 0).nonzero(as_tuple=True)
-    barycentrics = vertices.new_zeros((*ids.shape, 3))
-    barycentrics[hit] = ray_barycentrics(corners_at(vertices, triangles, ids, hit), pixel_rays(camera, hit))
+    if vertices.device.type == "cpu" and vertices.dtype in (torch.float32, torch.float64):
+        from models.rendering.shade_numba import barycentrics_numba
+
+        barycentrics = barycentrics_numba(vertices, triangles, ids, camera)
+    else:
+        hit = (ids >= 0).nonzero(as_tuple=True)
+        barycentrics = vertices.new_zeros((*ids.shape, 3))
+        barycentrics[hit] = ray_barycentrics(corners_at(vertices, triangles, ids, hit), pixel_rays(camera, hit))
     return Fragments(triangle_ids=ids, barycentrics=barycentrics, depth=depth)
 
 

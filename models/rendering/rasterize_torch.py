@@ -60,7 +60,7 @@ def _rasterize_some(
     # The planes through the camera and the edges; a point inside is on the same side of all three.
     planes = torch.stack([_cross(c, b), _cross(a, c), _cross(b, a)], 1)
     volume = _dot(a, planes[:, 0])
-    front = (volume > 0).nonzero()[:, 0]
+    front = ((volume > 0) & (volume < torch.inf)).nonzero()[:, 0]
     image, index, planes, volume = image[front], index[front], planes[front], volume[front]
     crossing = (torch.stack([a, b, c], 1)[front, :, 2] < NEAR_MM).any(1)
     box = candidates[front]

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
-from models.face.lighting import irradiance_basis
 from models.rendering.rasterize import rasterize_ids
-from models.rendering.shade import interpolate, vertex_normals
+from models.rendering.shade import lit_surface
 from models.types import Camera, Rendering
 
 
@@ -28,9 +25,5 @@ def render(
     lighting. Silhouettes are hard and carry no gradient. `rasterizer` is one of `RASTERIZERS`, or `auto`.
     """
     ids, _ = rasterize_ids(vertices.detach(), triangles, camera, rasterizer=rasterizer)
-    normals = vertex_normals(vertices, triangles)
-    pixels = interpolate(torch.cat([albedo, normals], 2), vertices, triangles, ids, camera)
-    colour, normal = pixels.split(3, 1)
-    normal = functional.normalize(normal, dim=1)
-    light = torch.einsum("bhwk,bkc->bchw", irradiance_basis(normal.permute(0, 2, 3, 1)), lighting)
-    return Rendering(image=colour * light, mask=ids >= 0, normals=normal)
+    image, normals = lit_surface(vertices, albedo, lighting, triangles, ids, camera)
+    return Rendering(image=image, mask=ids >= 0, normals=normals)

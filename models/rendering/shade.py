@@ -1,18 +1,32 @@
-"""Differentiable attributes and colours of the pixels that the rasteriser found."""
+"""Differentiable normals and attributes of the pixels that the rasteriser found, whatever backend found them.
+
+On the processor, in single and double precision, compiled kernels with backward passes written by hand do the work;
+elsewhere pure torch, which is also their reference.
+"""
 
 from __future__ import annotations
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn import functional
 
-from models.face.camera import NEAR_MM
-from models.rendering.rasterize import corners_at, pixel_rays, ray_barycentrics
+from models.rendering.shade_torch import (
+    MIN_GRADIENT_AREA_PX,
+    interpolate_torch,
+    lit_surface_torch,
+    vertex_normals_torch,
+)
 from models.types import Camera
 
-MIN_GRADIENT_AREA_PX = 0.05
-"""Triangles that cover less (in px²) pass no gradient to their vertices: a handful of slivers can multiply its norm."""
+__all__ = ["MIN_GRADIENT_AREA_PX", "interpolate", "is_compiled_for", "lit_surface", "vertex_normals"]
+
+
+def is_compiled_for(camera: Camera | None, *tensors: Tensor) -> bool:
+    """Whether the kernels take these: on the processor, of one precision, and no gradient wanted for the camera."""
+    kinds = {tensor.dtype for tensor in tensors}
+    here = all(tensor.device.type == "cpu" for tensor in tensors)
+    fixed = camera is None or not (camera.focal_px.requires_grad or camera.principal_px.requires_grad)
+    return here and fixed and len(kinds) == 1 and kinds <= {torch.float32, torch.float64}
 
 
 def vertex_normals(vertices: Float[Tensor, "B V 3"], triangles: Int[Tensor, "F 3"]) -> Float[Tensor, "B V 3"]:
@@ -20,12 +34,11 @@ def vertex_normals(vertices: Float[Tensor, "B V 3"], triangles: Int[Tensor, "F 3
 
     Degenerate: a vertex without area around it gets the zero vector.
     """
-    a, b, c = vertices[:, triangles].unbind(2)
-    faces = torch.linalg.cross(b - a, c - a)
-    normals = torch.zeros_like(vertices)
-    for corner in range(3):
-        normals = normals.index_add(1, triangles[:, corner], faces)
-    return functional.normalize(normals, dim=-1)
+    if not is_compiled_for(None, vertices):
+        return vertex_normals_torch(vertices, triangles)
+    from models.rendering.shade_numba import VertexNormals
+
+    return VertexNormals.apply(vertices, triangles)
 
 
 def interpolate(
@@ -39,29 +52,29 @@ def interpolate(
 
     Differentiable in `attributes` and `vertices` (camera space); see `MIN_GRADIENT_AREA_PX` for the exception. The
     memory is laid out channels last.
+    Raises: IndexError if an id is not one of the triangles.
     """
-    hit = (triangle_ids >= 0).nonzero(as_tuple=True)
-    corners = corners_at(vertices, triangles, triangle_ids, hit)
-    if corners.requires_grad:
-        corners = _gate_slivers(corners, camera.focal_px[hit[0]])
-    weights = ray_barycentrics(corners, pixel_rays(camera, hit))
-    values = corners_at(attributes, triangles, triangle_ids, hit)
-    return _to_image((values * weights[..., None]).sum(1), hit, triangle_ids)
+    if not is_compiled_for(camera, attributes, vertices):
+        return interpolate_torch(attributes, vertices, triangles, triangle_ids, camera)
+    from models.rendering.shade_numba import Interpolation
+
+    return Interpolation.apply(attributes, vertices, triangles, triangle_ids, camera)
 
 
-def _to_image(pixels: Float[Tensor, "N C"], hit: tuple[Tensor, ...], ids: Int[Tensor, "B H W"]) -> Tensor:
-    count, height, width = ids.shape
-    place = (hit[0] * height + hit[1]) * width + hit[2]
-    # index_add is several times faster than index_put here, and every place occurs once.
-    flat = pixels.new_zeros((count * height * width, pixels.shape[1])).index_add(0, place, pixels)
-    return flat.view(count, height, width, -1).permute(0, 3, 1, 2)
+def lit_surface(
+    vertices: Float[Tensor, "B V 3"],
+    albedo: Float[Tensor, "B V 3"],
+    lighting: Float[Tensor, "B 9 3"],
+    triangles: Int[Tensor, "F 3"],
+    triangle_ids: Int[Tensor, "B H W"],
+    camera: Camera,
+) -> tuple[Float[Tensor, "B 3 H W"], Float[Tensor, "B 3 H W"]]:
+    """Albedo times irradiance at every pixel, and unit normals; zero where nothing is seen.
 
+    Differentiable in vertices, albedo and lighting, as `interpolate`.
+    """
+    if not is_compiled_for(camera, vertices, albedo, lighting):
+        return lit_surface_torch(vertices, albedo, lighting, triangles, triangle_ids, camera)
+    from models.rendering.shade_numba import LitSurface
 
-def _gate_slivers(corners: Float[Tensor, "N 3 3"], focal_px: Float[Tensor, "N"]) -> Float[Tensor, "N 3 3"]:
-    with torch.no_grad():
-        a, b, c = corners.unbind(1)
-        volume = (a * torch.linalg.cross(b - a, c - a)).sum(1).abs()
-        # The area after projection, with corners before the near plane moved onto it.
-        area = focal_px.square() * volume / (2.0 * corners[..., 2].clamp_min(NEAR_MM).prod(1))
-        wide = (area >= MIN_GRADIENT_AREA_PX)[:, None, None]
-    return torch.where(wide, corners, corners.detach())
+    return LitSurface.apply(vertices, albedo, lighting, triangles, triangle_ids, camera)
