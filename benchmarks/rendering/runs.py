@@ -71,11 +71,10 @@ def prepare_runs(scene: Scene, backend: str) -> Runs:
 def network_run(scene: Scene) -> Run:
     """Forward and backward of the training stages' image network on a batch of the scene's size."""
     network = slim_resnet(width=24, features=256).to(scene.vertices.device)
-    photo = scene.weights.contiguous(memory_format=torch.channels_last)
 
     def forward_backward() -> None:
         network.zero_grad()
-        network(photo).sum().backward()
+        network(scene.weights).sum().backward()
 
     return forward_backward
 

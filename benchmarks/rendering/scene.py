@@ -64,12 +64,13 @@ def build_scene(vertices: int, size_px: int, batch: int, *, device: torch.device
     rotation = rotation_from_angles(yaw, 0.2 * yaw, 0.1 * yaw)
     translation = torch.tensor([0.0, 0.0, CAMERA_DISTANCE_MM]).expand(batch, 3)
     seen = to_camera_space(points.expand(batch, -1, -1), rotation=rotation, translation=translation)
-    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(batch, 3, size_px, size_px, generator=torch.Generator().manual_seed(0))
     return Scene(
         vertices=seen.contiguous().to(device),
         triangles=triangles.to(device),
         attributes=(0.5 + points / 250.0).repeat(batch, 1, 1).to(device),
         lighting=ambient_light(batch).to(device),
-        weights=torch.rand(batch, 3, size_px, size_px, generator=generator).to(device),
+        # The layout that a loss passes back to an image that is channels last.
+        weights=weights.contiguous(memory_format=torch.channels_last).to(device),
         camera=crop_camera(batch, size_px, device=device),
     )
