@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Generator, Tensor
 
 from models.face.camera import rotation_from_angles
+from models.face.procedural_expressions import ARKIT_NAMES
 
 Floats = NDArray[np.float64]
 
@@ -36,7 +37,8 @@ def draw_expression(stream: np.random.Generator, names: Sequence[str]) -> Floats
     """Coefficients of a plausible expression: a third nearly neutral, else one to three facial actions at once.
 
     Convention: ARKit-named shapes (recognised by jawOpen) lie in [0, 1], their left and right halves go together for
-    the most part, and mouthClose never exceeds jawOpen, without which it has no meaning. Other modes are Gaussian.
+    the most part, and mouthClose never exceeds jawOpen, without which it has no meaning. Other modes are Gaussian, also
+    beside ARKit-named ones, as in FLAME, where only the joints have such names.
     """
     places = _places(names)
     if "jawOpen" not in places:
@@ -64,6 +66,10 @@ def draw_expression(stream: np.random.Generator, names: Sequence[str]) -> Floats
     if "mouthClose" in places:
         (closed,), (opened,) = places["mouthClose"], places["jawOpen"]
         values[closed] = min(values[closed], 0.9 * values[opened])
+    # Drawn last, so that the named shapes are drawn as they would be alone.
+    statistical = [place for shape, found in places.items() if shape not in ARKIT_SHAPES for place in found]
+    if statistical:
+        values[statistical] = normal(stream, len(statistical), STATISTICAL_EXPRESSION_SIGMA)
     return values
 
 
@@ -104,6 +110,10 @@ def _places(names: Sequence[str]) -> dict[str, tuple[int, ...]]:
             base = name
         places[base] = (*places.get(base, ()), place)
     return places
+
+
+ARKIT_SHAPES = frozenset(_places(ARKIT_NAMES))
+"""ARKit's names without their sides. Those that no action uses, such as tongueOut, stay at rest."""
 
 
 def sample_rotation(count: int, *, max_yaw_deg: float, generator: Generator) -> Float[Tensor, "B 3"]:

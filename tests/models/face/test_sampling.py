@@ -42,6 +42,26 @@ def test_statistical_modes_are_gaussian() -> None:
     torch.testing.assert_close(found.std(0), torch.tensor([0.69, 0.69]), atol=0.02, rtol=0)
 
 
+def test_statistical_modes_beside_named_ones_are_gaussian() -> None:
+    """FLAME's: before, all but the jaw stayed at rest."""
+    mixed = ("expression00", "jawOpen", "expression01", "tongueOut", "eyeLookInLeft", "eyeLookInRight")
+    found = sample_expressions(mixed, 6000, seed=3)
+    statistical = found[:, [0, 2]]
+    torch.testing.assert_close(statistical.std(0), torch.tensor([0.69, 0.69]), atol=0.03, rtol=0)
+    torch.testing.assert_close(statistical.mean(0), torch.zeros(2), atol=0.03, rtol=0)
+    assert abs(torch.corrcoef(statistical.T)[0, 1]) < 0.05
+    jaw = found[:, 1]
+    assert jaw.min() == 0
+    assert 0.9 < jaw.max() <= 1
+    assert 0.3 < (jaw > 0.02).float().mean() < 0.9
+    assert not found[:, 3].any()
+
+
+def test_named_shapes_are_drawn_as_they_would_be_alone() -> None:
+    alone = sample_expressions(NAMES, 1, seed=0)
+    assert torch.equal(sample_expressions((*NAMES, "expression00"), 1, seed=0)[:, : len(NAMES)], alone)
+
+
 def test_poses_fill_the_allowed_range() -> None:
     angles = angles_from_rotation(sample_rotation(6000, max_yaw_deg=80.0, generator=seeded(4))).rad2deg().abs()
     yaw, pitch, roll = angles.T
