@@ -65,7 +65,7 @@ def _to_image(pixels: Float[Tensor, "N C"], hit: tuple[Tensor, ...], ids: Int[Te
     place = (hit[0] * height + hit[1]) * width + hit[2]
     # index_add is several times faster than index_put here, and every place occurs once.
     flat = pixels.new_zeros((count * height * width, pixels.shape[1])).index_add(0, place, pixels)
-    return flat.view(count, height, width, -1).permute(0, 3, 1, 2)
+    return flat.view(count, height, width, pixels.shape[1]).permute(0, 3, 1, 2)
 
 
 def _gate_slivers(corners: Float[Tensor, "N 3 3"], focal_px: Float[Tensor, "N"]) -> Float[Tensor, "N 3 3"]:

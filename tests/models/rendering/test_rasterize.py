@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.face.camera import NEAR_MM
+from models.face.camera import NEAR_MM, crop_camera, to_camera_space
 from models.face.morphable import MorphableModel
-from models.rendering.rasterize import pixel_rays, rasterize, rasterize_ids
+from models.rendering.rasterize import build_rasterizer, pixel_rays, rasterize, rasterize_ids
 from models.types import Camera
 
 
@@ -198,13 +198,119 @@ def test_barycentrics_give_the_point_on_the_ray_of_the_pixel(backend: str) -> No
     torch.testing.assert_close(points / points[:, 2:], pixel_rays(camera, hit), rtol=1e-9, atol=1e-9)
 
 
+def seen(face: MorphableModel, *, turn: float = 0.4) -> Tensor:
+    """The face before the camera, frontal and turned."""
+    rotation = torch.tensor([[0.0, 0.0, 0.0], [0.1, turn, -0.2]])
+    translation = torch.tensor([[0.0, 0.0, 1000.0], [4.0, -7.0, 900.0]])
+    return to_camera_space(face.mean.expand(2, -1, -1), rotation=rotation, translation=translation)
+
+
 def test_single_precision_draws_the_same_face(backend: str, face: MorphableModel) -> None:
-    vertices = face.mean[None] * torch.tensor([1.0, -1.0, -1.0]) + torch.tensor([0.0, 0.0, 1000.0])
-    exact = camera_of((48, 48), focal=217.5)
-    single = Camera(exact.focal_px.float(), exact.principal_px.float(), exact.size)
+    vertices, camera = seen(face), crop_camera(2, 64)
+    exact = Camera(camera.focal_px.double(), camera.principal_px.double(), camera.size)
     expected, _ = rasterize_ids(vertices.double(), face.triangles, exact, rasterizer="torch")
-    ids, depth = rasterize_ids(vertices, face.triangles, single, rasterizer=backend)
-    assert (expected >= 0).sum() > 900
-    # Only a centre that lies on an edge to within rounding may fall to the neighbour.
-    assert (ids != expected).sum() <= 2
+    ids, depth = rasterize_ids(vertices, face.triangles, camera, rasterizer=backend)
+    assert (expected >= 0).sum() > 2000
+    assert torch.equal(ids, expected)
+    assert ids.dtype == torch.int64
     assert depth.dtype == torch.float32
+
+
+def test_half_precision_is_drawn_as_single(backend: str, face: MorphableModel) -> None:
+    vertices, camera = seen(face).bfloat16(), crop_camera(2, 24)
+    ids, depth = rasterize_ids(vertices, face.triangles, camera, rasterizer=backend)
+    expected, _ = rasterize_ids(vertices.float(), face.triangles, camera, rasterizer=backend)
+    assert torch.equal(ids, expected)
+    assert depth.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("zoom", [0.2, 1.0, 9.0])
+def test_backends_draw_the_same_face(face: MorphableModel, zoom: float) -> None:
+    camera = crop_camera(2, 80)
+    camera = Camera(camera.focal_px * zoom, camera.principal_px + torch.tensor([3.3, -1.7]), (80, 70))
+    expected, expected_depth = rasterize_ids(seen(face), face.triangles, camera, rasterizer="torch")
+    ids, depth = rasterize_ids(seen(face), face.triangles, camera, rasterizer="numba")
+    assert torch.equal(ids, expected)
+    assert torch.equal(depth, expected_depth)
+
+
+def test_the_number_of_threads_changes_nothing(backend: str, face: MorphableModel) -> None:
+    before, found = torch.get_num_threads(), []
+    for threads in (1, 2, 3, 1):
+        torch.set_num_threads(threads)
+        for part in (slice(None), slice(1)):
+            camera = crop_camera(2, 37)
+            camera = Camera(camera.focal_px[part], camera.principal_px[part], camera.size)
+            found.append(rasterize_ids(seen(face)[part], face.triangles, camera, rasterizer=backend))
+    torch.set_num_threads(before)
+    for ids, depth in found:
+        assert torch.equal(ids, found[0][0][: len(ids)])
+        assert torch.equal(depth, found[0][1][: len(ids)])
+
+
+def test_memory_order_changes_nothing(backend: str, face: MorphableModel) -> None:
+    camera, vertices = crop_camera(2, 40), seen(face)
+    spread = vertices.transpose(1, 2).contiguous().transpose(1, 2)
+    columns = face.triangles.T.contiguous().T
+    assert not spread.is_contiguous()
+    expected, _ = rasterize_ids(vertices, face.triangles, camera, rasterizer=backend)
+    ids, _ = rasterize_ids(spread, columns.int(), camera, rasterizer=backend)
+    assert torch.equal(ids, expected)
+    ids, _ = rasterize_ids(vertices[:1].expand(2, -1, -1), face.triangles, camera, rasterizer=backend)
+    assert torch.equal(ids[1], expected[0])
+
+
+def test_a_floor_under_the_camera_reaches_the_near_plane(backend: str) -> None:
+    # 50 mm below the camera, from behind it to 800 mm before it; row r under the horizon shows z = 50 f / (r + 0.5).
+    vertices = torch.tensor([[-4000.0, 50, -100], [4000, 50, -100], [0, 50, 800]]).double()
+    camera = camera_of((30, 9), focal=4.0, principal=(4.5, 0.0))
+    ids, depth = rasterize_ids(vertices[None], torch.tensor([[0, 1, 2]]), camera, rasterizer=backend)
+    expected = 200.0 / (torch.arange(30).double() + 0.5)
+    shown = expected >= NEAR_MM
+    assert shown.sum() == 20
+    assert torch.equal(ids[0, :, 4], torch.where(shown, 0, -1))
+    torch.testing.assert_close(depth[0, :, 4], torch.where(shown, expected, 0.0), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_triangles_through_the_near_plane_agree_with_the_oracle(backend: str, seed: int) -> None:
+    vertices, triangles = random_mesh(seed, vertices=9, triangles=3)
+    vertices = vertices * torch.tensor([1.0, 1.0, 0.4]) - torch.tensor([0.0, 0.0, 30.0])
+    assert_agrees(backend, vertices, triangles, camera_of((12, 14), focal=10.0))
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e30])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_corner_that_is_nowhere_hides_its_triangle_only(backend: str, value: float, axis: int) -> None:
+    vertices = torch.cat([big_triangle(50.0), big_triangle(40.0)])
+    vertices[4, axis] = value
+    camera = camera_of((6, 5), focal=4.0)
+    ids, depth = rasterize_ids(vertices[None], torch.tensor([[0, 1, 2], [3, 4, 5]]), camera, rasterizer=backend)
+    assert depth.isfinite().all()
+    if value != 1e30:
+        assert ids.unique().tolist() == [0]
+
+
+def test_a_batch_of_nothing_is_empty(backend: str) -> None:
+    camera = Camera(torch.zeros(0), torch.zeros(0, 2), (4, 5))
+    fragments = rasterize(torch.zeros(0, 3, 3), torch.tensor([[0, 1, 2]]), camera, rasterizer=backend)
+    assert fragments.triangle_ids.shape == (0, 4, 5)
+    assert fragments.barycentrics.shape == (0, 4, 5, 3)
+
+
+def test_an_unknown_backend_is_named() -> None:
+    with pytest.raises(ValueError, match="rasterizer 'opengl' is unknown, expected one of auto, torch, numba"):
+        rasterize_ids(
+            torch.zeros(1, 3, 3), torch.tensor([[0, 1, 2]]), camera_of((2, 2), focal=1.0), rasterizer="opengl"
+        )
+
+
+def test_a_backend_that_is_not_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="pytorch3d: the package is not installed"):
+        build_rasterizer("pytorch3d", torch.device("cpu"))
+
+
+def test_the_processor_gets_compiled_code() -> None:
+    assert build_rasterizer("auto", torch.device("cpu")).__name__ == "rasterize_ids_numba"
+    assert build_rasterizer("auto", torch.device("cuda")).__name__ == "rasterize_ids_torch"
