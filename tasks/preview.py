@@ -172,6 +172,10 @@ def _expression_modes(model: MorphableModel) -> Iterator[tuple[str, Tensor]]:
         # A statistical mode has a number for a name, and a coefficient of 1 is a standard deviation.
         if name[-1:].isdigit():
             yield f"{name}: {NUMBERED_MODE_SIGMA:+.0f} SD", model.mean + NUMBERED_MODE_SIGMA * mode
+        elif name == "mouthClose" and "jawOpen" in model.expression_names:
+            # It closes the lips of an open jaw, and alone it pushes them through each other.
+            opened = model.expression_basis[model.expression_names.index("jawOpen")]
+            yield "mouthClose + jawOpen", model.mean + opened + mode
         else:
             yield name, model.mean + mode
 
@@ -243,7 +247,9 @@ def _frame(model: MorphableModel) -> tuple[Tensor, float]:
     if height < 0.3 * float((high - low)[1]):
         # Landmarks that are no face's still have to be seen.
         return (low + high) / 2.0, 1.1 * float((high - low).max())
-    return torch.stack([torch.zeros(()), chin[1] + 0.5 * height, 0.5 * (ears + tip)[2]]), height
+    # Of a neck or a whole head no more is shown than fits beside the face.
+    bottom, top = torch.maximum(low[1], chin[1] - 0.15 * height), torch.minimum(high[1], chin[1] + 1.15 * height)
+    return torch.stack([torch.zeros(()), 0.5 * (bottom + top), 0.5 * (ears + tip)[2]]), height
 
 
 def _studio_light() -> Tensor:
