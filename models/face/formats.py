@@ -1,20 +1,25 @@
-"""Face models by kind, and reading them from `.npz` files."""
+"""Face models by kind, and our own files of them: `.npz` or `.safetensors`."""
 
 from __future__ import annotations
 
-import zipfile
-import zlib
+import json
+import os
+import sys
+import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.interpolate import RBFInterpolator
-from scipy.spatial import cKDTree
 
+from models.face.adapters.archive import npz_names, read_npz
+from models.face.adapters.assemble import assemble
+from models.face.adapters.landmarks import read_landmarks
+from models.face.adapters.source import file_sha256, require_file, require_keys
 from models.face.morphable import MorphableModel
-from models.types import PART_NAMES
+from models.face.skinning import Skinning
 
 OWN_KEYS = (
     "name",
@@ -34,134 +39,238 @@ OWN_KEYS = (
 OPTIONAL_KEYS = ("landmark_weights",)
 """Barycentric weights (68, 3), where `landmark_vertices` are the corners (68, 3) of the triangles that hold them."""
 
-ICT_KEYS = (
-    "mean",
-    "identity_basis",
-    "expression_basis",
-    "arkit52_names",
-    "arkit52_to_expression",
-    "triangles",
-    "landmarks68",
-    "uv_per_vertex",
-    "n_narrow_face_vertices",
-    "license",
-)
+SOURCE_KEY = "source_sha256"
+"""Optional: SHA-256 of the file that the model was converted from."""
 
-CENTIMETRE = 10.0
-"""Millimetres; the unit of the ICT file."""
+SKINNING_PREFIX = "skinning_"
+"""Optional arrays of models/face/skinning.py, all of them or none."""
+
+SAFETENSORS = ".safetensors"
+
+ALL_MODES = sys.maxsize
 
 
-def build_face_model(kind: str, *, path: Path | None = None, identity_modes: int = 40) -> MorphableModel:
-    """The face model of a kind of `FACE_MODELS`, with at most `identity_modes` identity modes.
+@dataclass(frozen=True, kw_only=True)
+class FaceModelFile:
+    """What the params say of a face model besides its kind."""
 
+    path: Path | None = None
+    landmarks: Path | None = None
+    identity_modes: int | None = None
+    region: str | None = None
+
+    def required(self, kind: str) -> Path:
+        """The path of a kind that needs one.
+
+        Raises: ValueError if there is none.
+        """
+        if self.path is None:
+            raise ValueError(f"face model kind {kind} needs a path; set face_model.path")
+        return self.path
+
+
+def build_face_model(
+    kind: str,
+    *,
+    path: Path | None = None,
+    landmarks: Path | None = None,
+    identity_modes: int | None = 40,
+    region: str | None = None,
+) -> MorphableModel:
+    """The face model of a kind of `FACE_MODELS`, with at most `identity_modes` identity modes, or all.
+
+    `landmarks` is a file that says where the 68 points are, see models/face/adapters/landmarks.py; `region` chooses a
+    part of ICT-FaceKit, see models/face/adapters/ict.py.
     Raises: ValueError or FileNotFoundError with a one-line remedy.
     """
     if kind not in FACE_MODELS:
         raise ValueError(f"face model kind {kind!r} is unknown, expected one of {', '.join(FACE_MODELS)}")
-    return FACE_MODELS[kind](path, identity_modes)
+    if region is not None and kind != "ict":
+        raise ValueError(f"face model kind {kind} has no regions; remove face_model.region = {region!r}")
+    file = FaceModelFile(path=path, landmarks=landmarks, identity_modes=identity_modes, region=region)
+    if path is None:
+        return FACE_MODELS[kind](file)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: no such face model; set face_model.path to one of kind {kind}, or face_model.kind to procedural"
+        )
+    try:
+        return FACE_MODELS[kind](file)
+    except (ValueError, IndexError, TypeError) as error:
+        message = " ".join(str(error).split())
+        if any(message.startswith(str(known)) for known in (path, landmarks) if known is not None):
+            raise ValueError(message) from None
+        raise ValueError(f"{path}: {message}; is it a file of kind {kind}, and complete?") from None
+
+
+def detect_kind(path: Path) -> str:
+    """Which kind of face model lies at a path, by what it holds rather than by its name where both could differ.
+
+    Raises: ValueError or FileNotFoundError if it is none that is known.
+    """
+    suffix = path.suffix.lower()
+    if path.is_dir():
+        if (path / "generic_neutral_mesh.obj").is_file():
+            return "ict"
+        raise ValueError(
+            f"{path}: a folder without generic_neutral_mesh.obj, expected ICT-FaceKit's FaceXModel or a file"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such face model")
+    if suffix == ".npz":
+        names = npz_names(path)
+        for kind, key in (("ict", "arkit52_to_expression"), ("npz", "identity_basis"), ("flame", "v_template")):
+            if key in names:
+                return kind
+    if suffix in SUFFIX_KINDS:
+        return SUFFIX_KINDS[suffix]
+    raise ValueError(
+        f"{path}: no known face model, expected ICT-FaceKit's folder or a file ending in "
+        f"{', '.join(('.npz', *SUFFIX_KINDS))}; name the kind if the file is called otherwise"
+    )
 
 
 def save_face_model(model: MorphableModel, path: Path) -> None:
-    """Write a face model as `.npz` that `build_face_model("npz", path=…)` reads."""
-    arrays: dict[str, Any] = {name: buffer.cpu().numpy() for name, buffer in model.named_buffers()}
+    """Write a face model as `.npz` or `.safetensors` that `build_face_model("npz", path=…)` reads back bit by bit.
+
+    Raises: ValueError for another suffix; then nothing is written.
+    """
+    arrays = {name.replace(".", "_"): buffer.detach().cpu().numpy() for name, buffer in model.named_buffers()}
     arrays["landmark_vertices"] = arrays.pop("landmark_corners")
-    names = np.array(model.expression_names, dtype=np.str_)
-    np.savez_compressed(path, name=model.name, licence=model.licence, expression_names=names, **arrays)
+    texts: dict[str, Any] = {"name": model.name, "licence": model.licence, SOURCE_KEY: model.source_sha256}
+    lists = {"expression_names": model.expression_names}
+    if model.skinning is not None:
+        lists[f"{SKINNING_PREFIX}joint_names"] = model.skinning.joint_names
+    suffix = path.suffix.lower()
+    if suffix not in (".npz", SAFETENSORS):
+        raise ValueError(f"{path}: a face model is saved as .npz or {SAFETENSORS}; choose one of these names")
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=suffix, dir=path.parent)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        if suffix == SAFETENSORS:
+            from safetensors.numpy import save_file
+
+            save_file(arrays, temporary, metadata=texts | {key: json.dumps(names) for key, names in lists.items()})
+        else:
+            strings = {key: np.array(names, dtype=np.str_) for key, names in lists.items()}
+            np.savez_compressed(temporary, **texts, **strings, **arrays)  # type: ignore[arg-type]
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
-def _procedural(_: Path | None, identity_modes: int) -> MorphableModel:
+def _procedural(file: FaceModelFile) -> MorphableModel:
     from models.face.procedural import procedural_face
 
-    return procedural_face(identity_modes=identity_modes)
+    for key in ("path", "landmarks"):
+        if getattr(file, key) is not None:
+            raise ValueError(f"face model kind procedural is made by code; remove face_model.{key}")
+    return procedural_face() if file.identity_modes is None else procedural_face(identity_modes=file.identity_modes)
 
 
-def _npz(path: Path | None, identity_modes: int) -> MorphableModel:
-    if path is None:
-        raise ValueError("face model kind npz needs a path; set face_model.path")
-    if not path.is_file():
-        raise FileNotFoundError(
-            f"{path}: no such face model; set face_model.path to an .npz file, or face_model.kind to procedural"
-        )
-    try:
-        # Opened here, because numpy leaves a file that is no archive open.
-        with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:
-            data = {key: file[key] for key in file.files}
-    # A plain array has no members, hence the TypeError.
-    except (zipfile.BadZipFile, zlib.error, ValueError, TypeError, OSError, EOFError) as error:
-        raise ValueError(f"{path}: not an .npz file without pickles ({error}); convert the model again") from None
-    keys, convert = (ICT_KEYS, _from_ict) if "arkit52_to_expression" in data else (OWN_KEYS, _from_own)
-    _require(data, keys, path)
-    try:
-        return convert(data, identity_modes)
-    except (ValueError, IndexError, TypeError) as error:
-        raise ValueError(f"{path}: {error}; convert the model again") from None
+def _own(file: FaceModelFile) -> MorphableModel:
+    path = file.required("npz")
+    require_file(path, expected="an .npz or .safetensors file")
+    data = _read_safetensors(path) if path.suffix.lower() == SAFETENSORS else read_npz(path)
+    if "arkit52_to_expression" in data:
+        from models.face.adapters.ict import read_ict
 
-
-def _from_own(data: dict[str, np.ndarray], identity_modes: int) -> MorphableModel:
-    data["identity_basis"] = data["identity_basis"][:identity_modes]
+        return assemble(read_ict(path, landmarks=file.landmarks, identity_modes=file.identity_modes))
+    require_keys(data, OWN_KEYS, path)
+    data["identity_basis"] = data["identity_basis"][: file.identity_modes]
     texts = ("name", "licence", "expression_names")
     keys = (*OWN_KEYS, *(key for key in OPTIONAL_KEYS if key in data))
-    arrays: dict[str, Any] = {
-        key: torch.from_numpy(np.ascontiguousarray(data[key])) for key in keys if key not in texts
-    }
+    arrays: dict[str, Any] = {key: _tensor(data[key]) for key in keys if key not in texts}
+    if file.landmarks is not None:
+        mean, triangles = data["mean"], data["triangles"].astype(np.int64)
+        vertices, weights = read_landmarks(file.landmarks, mean=mean, triangles=triangles)
+        arrays["landmark_vertices"] = _tensor(vertices)
+        arrays["landmark_weights"] = None if weights is None else _tensor(weights)
     return MorphableModel(
         name=str(data["name"]),
         licence=str(data["licence"]),
+        # A file without the note is itself the source.
+        source_sha256=str(data[SOURCE_KEY]) if SOURCE_KEY in data else file_sha256(path),
         expression_names=[str(name) for name in data["expression_names"]],
+        skinning=_skinning(data),
         **arrays,
     )
 
 
-def _require(data: dict[str, np.ndarray], keys: tuple[str, ...], path: Path) -> None:
-    missing = [key for key in keys if key not in data]
-    if missing:
-        raise ValueError(f"{path}: keys {', '.join(missing)} are missing, found {', '.join(sorted(data))}")
+def _skinning(data: dict[str, np.ndarray]) -> Skinning | None:
+    found = {key.removeprefix(SKINNING_PREFIX): value for key, value in data.items() if key.startswith(SKINNING_PREFIX)}
+    if not found:
+        return None
+    names = [str(name) for name in found.pop("joint_names", np.array([], dtype=np.str_))]
+    arrays: dict[str, Any] = {key: _tensor(value) for key, value in found.items()}
+    return Skinning(joint_names=names, **arrays)
 
 
-def _from_ict(data: dict[str, np.ndarray], identity_modes: int) -> MorphableModel:
-    """ICT-FaceKit: centimetres to millimetres, its narrow face region, the 52 ARKit names; albedo borrowed."""
-    count = int(data["n_narrow_face_vertices"])
-    triangles = data["triangles"].astype(np.int64)
-    triangles = triangles[(triangles < count).all(1)]
-    mean = data["mean"][:count].astype(np.float32) * CENTIMETRE
-    expressions = np.einsum("ae,evc->avc", data["arkit52_to_expression"], data["expression_basis"][:, :count])
-    landmarks = data["landmarks68"].astype(np.int64)
-    albedo_mean, albedo_basis, parts = _borrow_appearance(mean, landmarks)
-    return MorphableModel(
-        name="ict",
-        licence=str(data["license"]).splitlines()[0],
-        mean=torch.from_numpy(mean),
-        identity_basis=torch.from_numpy(data["identity_basis"][:identity_modes, :count] * CENTIMETRE),
-        expression_basis=torch.from_numpy(expressions * CENTIMETRE),
-        expression_names=[str(name) for name in data["arkit52_names"]],
-        albedo_mean=torch.from_numpy(albedo_mean),
-        albedo_basis=torch.from_numpy(albedo_basis),
-        triangles=torch.from_numpy(triangles),
-        landmark_vertices=torch.from_numpy(landmarks),
-        uv=torch.from_numpy(data["uv_per_vertex"][:count]),
-        parts=torch.from_numpy(parts),
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            data = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+            texts: dict[str, str] = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a .safetensors file ({error}); convert the model again") from None
+    for key, text in texts.items():
+        data[key] = np.array(json.loads(text) if key.endswith("_names") else text, dtype=np.str_)
+    return data
+
+
+def _tensor(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.ascontiguousarray(array))
+
+
+def _ict(file: FaceModelFile) -> MorphableModel:
+    from models.face.adapters.ict import read_ict
+
+    return assemble(
+        read_ict(
+            file.required("ict"),
+            landmarks=file.landmarks,
+            identity_modes=file.identity_modes,
+            region=file.region or "narrow_face",
+        )
     )
 
 
-def _borrow_appearance(mean: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Albedo modes and part labels of the procedural face, for a model that has none.
+def _basel(file: FaceModelFile) -> MorphableModel:
+    from models.face.adapters.basel import read_basel
 
-    The model is warped onto the procedural face by a thin-plate spline through the 68 landmarks; every vertex then
-    takes the appearance around the nearest points of the skin there.
-    """
-    donor = build_face_model("procedural")
-    donor_mean = donor.mean.numpy()
-    targets = donor_mean[donor.landmark_vertices.numpy()]
-    warp = RBFInterpolator(mean[landmarks], targets, kernel="thin_plate_spline", smoothing=1.0)
-    outside = ~np.isin(donor.parts.numpy(), [PART_NAMES.index("eyes"), PART_NAMES.index("mouth")])
-    distances, nearest = cKDTree(donor_mean[outside]).query(warp(mean), k=4)
-    # Blending four neighbours hides the donor's mesh.
-    weights = 1.0 / np.maximum(distances, 0.5) ** 2
-    weights /= weights.sum(1, keepdims=True)
-    albedo_mean = np.einsum("vk,vkc->vc", weights, donor.albedo_mean.numpy()[outside][nearest])
-    albedo_basis = np.einsum("vk,tvkc->tvc", weights, donor.albedo_basis.numpy()[:, outside][:, nearest])
-    return albedo_mean.astype(np.float32), albedo_basis.astype(np.float32), donor.parts.numpy()[outside][nearest[:, 0]]
+    return assemble(read_basel(file.required("basel"), landmarks=file.landmarks, identity_modes=file.identity_modes))
 
 
-FACE_MODELS: dict[str, Callable[[Path | None, int], MorphableModel]] = {"procedural": _procedural, "npz": _npz}
-"""Kinds of face model; an entry takes the file's path, where there is one, and the number of identity modes."""
+def _flame(file: FaceModelFile) -> MorphableModel:
+    from models.face.adapters.flame import read_flame
+
+    return assemble(read_flame(file.required("flame"), landmarks=file.landmarks, identity_modes=file.identity_modes))
+
+
+def _surrey(file: FaceModelFile) -> MorphableModel:
+    from models.face.adapters.surrey import read_surrey
+
+    return assemble(read_surrey(file.required("surrey"), landmarks=file.landmarks, identity_modes=file.identity_modes))
+
+
+FACE_MODELS: dict[str, Callable[[FaceModelFile], MorphableModel]] = {
+    "procedural": _procedural,
+    "npz": _own,
+    "ict": _ict,
+    "basel": _basel,
+    "flame": _flame,
+    "surrey": _surrey,
+}
+"""Kinds of face model. `npz` is our own file, also as `.safetensors`, and reads ICT-FaceKit's `.npz` too."""
+
+SUFFIX_KINDS = {
+    SAFETENSORS: "npz",
+    **{".mat": "basel", ".h5": "basel", ".hdf5": "basel"},
+    **{".pkl": "flame", ".bin": "surrey"},
+}
+"""Kinds that a file's name alone tells."""

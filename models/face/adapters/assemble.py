@@ -22,6 +22,12 @@ FACE_HEIGHT_MM = (70.0, 250.0)
 """Chin to brows: about 125 mm for an adult, so that metres, centimetres and micrometres all fall outside."""
 
 
+UNKNOWN_PART = -1
+"""In `FaceModelArrays.parts`: to be taken from the procedural face, as all of it where there are no parts."""
+
+INSIDE = ("eyes", "mouth")
+
+
 @dataclass(frozen=True, kw_only=True)
 class FaceModelArrays:
     """A face model as its adapter leaves it: our units and axes, one σ per coefficient, what is unknown left out."""
@@ -41,6 +47,7 @@ class FaceModelArrays:
     landmark_weights: Float[np.ndarray, "68 3"] | None = None
     uv: Float[np.ndarray, "V 2"] | None = None
     parts: Int[np.ndarray, "V"] | None = None
+    """Indices into `models.types.PART_NAMES`, or `UNKNOWN_PART`."""
     albedo_mean: Float[np.ndarray, "V 3"] | None = None
     """RGB in [0, 1], display-referred."""
     albedo_basis: Float[np.ndarray, "T V 3"] | None = None
@@ -58,9 +65,8 @@ def assemble(arrays: FaceModelArrays) -> MorphableModel:
     landmarks = landmark_positions(mean, arrays.landmark_vertices, arrays.landmark_weights)
     _check_geometry(arrays, landmarks)
     albedo_mean, albedo_basis, parts = arrays.albedo_mean, arrays.albedo_basis, arrays.parts
-    if albedo_mean is None or parts is None:
-        borrowed_mean, borrowed_basis, borrowed_parts = borrow_appearance(mean, landmarks)
-        parts = borrowed_parts if parts is None else parts
+    if albedo_mean is None or parts is None or (parts == UNKNOWN_PART).any():
+        borrowed_mean, borrowed_basis, parts = borrow_appearance(mean, landmarks, parts=parts)
         if albedo_mean is None:
             albedo_mean, albedo_basis = borrowed_mean, borrowed_basis
     if albedo_basis is None:
@@ -99,25 +105,38 @@ def landmark_positions(
 
 
 def borrow_appearance(
-    mean: Float[np.ndarray, "V 3"], landmarks: Float[np.ndarray, "68 3"]
+    mean: Float[np.ndarray, "V 3"],
+    landmarks: Float[np.ndarray, "68 3"],
+    *,
+    parts: Int[np.ndarray, "V"] | None = None,
 ) -> tuple[Float[np.ndarray, "V 3"], Float[np.ndarray, "T V 3"], Int[np.ndarray, "V"]]:
     """Albedo modes and part labels of the procedural face, for a model that has none.
 
     The model is warped onto the procedural face by a thin-plate spline through the 68 landmarks; every vertex then
-    takes the appearance around the nearest points of the skin there.
+    takes the appearance around the nearest points of the skin there, or of the eyes or the mouth's inside where `parts`
+    says that it belongs to them. Labels given are kept, `UNKNOWN_PART` is replaced.
     """
     donor = procedural_donor()
-    donor_mean = donor.mean.numpy()
+    donor_mean, donor_parts = donor.mean.numpy(), donor.parts.numpy()
     targets = donor_mean[donor.landmark_vertices.numpy()]
-    warp = RBFInterpolator(landmarks, targets, kernel="thin_plate_spline", smoothing=1.0)
-    outside = ~np.isin(donor.parts.numpy(), [PART_NAMES.index("eyes"), PART_NAMES.index("mouth")])
-    distances, nearest = cKDTree(donor_mean[outside]).query(warp(mean), k=4)
-    # Blending four neighbours hides the donor's mesh.
-    weights = 1.0 / np.maximum(distances, 0.5) ** 2
-    weights /= weights.sum(1, keepdims=True)
-    albedo_mean = np.einsum("vk,vkc->vc", weights, donor.albedo_mean.numpy()[outside][nearest])
-    albedo_basis = np.einsum("vk,tvkc->tvc", weights, donor.albedo_basis.numpy()[:, outside][:, nearest])
-    return albedo_mean.astype(np.float32), albedo_basis.astype(np.float32), donor.parts.numpy()[outside][nearest[:, 0]]
+    warped = RBFInterpolator(landmarks, targets, kernel="thin_plate_spline", smoothing=1.0)(mean)
+    found = np.full(len(mean), UNKNOWN_PART) if parts is None else np.array(parts)
+    inside = [PART_NAMES.index(name) for name in INSIDE]
+    albedo_mean = np.empty((len(mean), 3), np.float32)
+    albedo_basis = np.empty((donor.albedo_size, len(mean), 3), np.float32)
+    groups = [(~np.isin(found, inside), ~np.isin(donor_parts, inside))]
+    groups += [(found == part, donor_parts == part) for part in inside]
+    for takes, gives in groups:
+        if not takes.any():
+            continue
+        distances, nearest = cKDTree(donor_mean[gives]).query(warped[takes], k=4)
+        # Blending four neighbours hides the donor's mesh.
+        weights = 1.0 / np.maximum(distances, 0.5) ** 2
+        weights /= weights.sum(1, keepdims=True)
+        albedo_mean[takes] = np.einsum("vk,vkc->vc", weights, donor.albedo_mean.numpy()[gives][nearest])
+        albedo_basis[:, takes] = np.einsum("vk,tvkc->tvc", weights, donor.albedo_basis.numpy()[:, gives][:, nearest])
+        found[takes] = np.where(found[takes] == UNKNOWN_PART, donor_parts[gives][nearest[:, 0]], found[takes])
+    return albedo_mean, albedo_basis, found
 
 
 @cache

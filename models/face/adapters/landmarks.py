@@ -1,9 +1,10 @@
-"""Where the 68 iBUG points lie on a face model: as the user's file says."""
+"""Where the 68 iBUG points lie on a face model: as the user's file says, or found on its surface."""
 
 from __future__ import annotations
 
 import json
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,7 +12,9 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Num
+from scipy.spatial import cKDTree
 
+from models.face.adapters.landmark_finder import locate_landmarks
 from models.face.adapters.source import require_file
 from models.types import LANDMARK_COUNT
 
@@ -34,10 +37,36 @@ VERTEX_KEYS = ("landmark_vertices", "landmarks68", "keypoints", "landmarks", "ve
 MAX_GAP_SHARE = 0.05
 """Picked points may lie off the surface by this share of the model's size."""
 
+FOUND = (
+    "the 68 points were found on the face model's surface, a few millimetres off; "
+    "look at them with `mien model preview`, or give their table as face_model.landmarks"
+)
+
 EXPECTED = (
     "68 vertex indices, 68 points x y z, or an embedding of triangles and barycentric coordinates "
     "(.txt, .csv, .json, .npy, .npz, .pp)"
 )
+
+
+class LandmarksFoundWarning(UserWarning):
+    """No table said where the 68 points are, so they were found on the surface and want a look."""
+
+
+def find_landmarks(mean: Float[np.ndarray, "V 3"], triangles: Int[np.ndarray, "F 3"]) -> Int[np.ndarray, "68"]:
+    """The vertices nearest to the 68 points of the procedural face laid over a model's mean.
+
+    Convention: millimetres in our axes. Warns, because the points are some millimetres off.
+    Raises: ValueError if no face was found.
+    """
+    warnings.warn(FOUND, LandmarksFoundWarning, stacklevel=2)
+    return _nearest_vertices(locate_landmarks(mean, triangles), mean=mean, triangles=triangles)
+
+
+def _nearest_vertices(
+    points: Float[np.ndarray, "N 3"], *, mean: Float[np.ndarray, "V 3"], triangles: Int[np.ndarray, "F 3"]
+) -> Int[np.ndarray, "N"]:
+    used = np.unique(triangles)
+    return np.asarray(used[cKDTree(mean[used]).query(points)[1]], dtype=np.int64)
 
 
 def read_landmarks(path: Path, *, mean: Float[np.ndarray, "V 3"], triangles: Int[np.ndarray, "F 3"]) -> Places:

@@ -1,24 +1,17 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
 
-from models.face.formats import FACE_MODELS, ICT_KEYS, OWN_KEYS, build_face_model, save_face_model
+from models.face.formats import OWN_KEYS, build_face_model, detect_kind, save_face_model
 from models.face.morphable import MorphableModel
-
-
-@pytest.fixture
-def as_a_user() -> Iterator[None]:
-    """Files are read by people without shape checking, so messages are tested without it."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)
+from models.face.skinning import Skinning
+from models.types import LANDMARK_COUNT
 
 
 @pytest.fixture
@@ -35,10 +28,69 @@ def changed(path: Path, **arrays: Any) -> Path:
     return path
 
 
-def test_a_saved_model_comes_back(face: MorphableModel, saved: Path) -> None:
-    found = build_face_model("npz", path=saved)
-    assert found.content_hash() == face.content_hash()
-    assert (found.name, found.licence, found.expression_names) == (face.name, face.licence, face.expression_names)
+@pytest.fixture
+def jointed(face: MorphableModel) -> MorphableModel:
+    """With everything that is optional: landmarks within triangles, a source, joints."""
+    count, stream = face.vertex_count, torch.Generator().manual_seed(1)
+    arrays = {key: buffer for key, buffer in face.named_buffers() if not key.startswith("landmark")}
+    skinning = Skinning(
+        joint_names=("root", "jaw"),
+        joint_regressor=torch.full((2, count), 1.0 / count),
+        pose_basis=torch.randn(9, count, 3, generator=stream),
+        joint_weights=torch.rand(count, 2, generator=stream).softmax(1),
+        joint_parents=torch.tensor([-1, 0]),
+        mode_rotations=torch.rand(3, 2, 3, generator=stream),
+    )
+    return MorphableModel(
+        name="joïnted",
+        licence="two\nlines",
+        expression_names=face.expression_names,
+        landmark_vertices=torch.randint(0, count, (LANDMARK_COUNT, 3), generator=stream),
+        landmark_weights=torch.rand(LANDMARK_COUNT, 3, generator=stream).softmax(1),
+        source_sha256="ab" * 32,
+        skinning=skinning,
+        **arrays,
+    )
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors", ".SafeTensors"])
+def test_a_saved_model_comes_back(face: MorphableModel, jointed: MorphableModel, tmp_path: Path, suffix: str) -> None:
+    for model in (face, jointed):
+        path = tmp_path / f"{model.name}{suffix}"
+        save_face_model(model, path)
+        found = build_face_model("npz", path=path, identity_modes=None)
+        assert found.stamp() == model.stamp()
+        assert found.expression_names == model.expression_names
+        written, read = dict(model.named_buffers()), dict(found.named_buffers())
+        assert written.keys() == read.keys()
+        assert all(torch.equal(written[key], read[key]) for key in written)
+        if model.skinning is not None:
+            assert found.skinning is not None
+            assert found.skinning.joint_names == model.skinning.joint_names
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"joïnted{suffix}", f"tiny{suffix}"]
+
+
+def test_a_file_without_a_note_on_its_source_is_the_source(saved: Path) -> None:
+    found = build_face_model("npz", path=changed(saved, source_sha256=None))
+    assert len(found.source_sha256) == 64
+    assert build_face_model("npz", path=changed(saved, licence=np.array("other"))).source_sha256 != found.source_sha256
+
+
+def test_other_names_are_not_written(face: MorphableModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"face\.pt: a face model is saved as \.npz or \.safetensors"):
+        save_face_model(face, tmp_path / "face.pt")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_users_landmarks_replace_those_of_the_file(saved: Path, tmp_path: Path) -> None:
+    table = tmp_path / "points.json"
+    table.write_text(json.dumps(list(range(100, 168))))
+    found = build_face_model("npz", path=saved, landmarks=table)
+    assert found.landmark_vertices.tolist() == list(range(100, 168))
+    table.write_text(json.dumps(list(range(167))))
+    with pytest.raises(ValueError, match=r"points\.json: holds an array of shape \(167,\)") as caught:
+        build_face_model("npz", path=saved, landmarks=table)
+    assert str(caught.value).startswith(str(table))
 
 
 def test_identity_modes_are_cut_to_the_number_asked_for(face: MorphableModel, saved: Path) -> None:
@@ -51,9 +103,22 @@ def test_an_unknown_kind_names_the_known_ones() -> None:
         build_face_model("bfm")
 
 
-def test_npz_needs_a_path() -> None:
-    with pytest.raises(ValueError, match=r"set face_model\.path"):
-        build_face_model("npz")
+@pytest.mark.parametrize("kind", ["npz", "ict", "basel", "flame", "surrey"])
+def test_a_kind_that_is_read_needs_a_path(kind: str) -> None:
+    with pytest.raises(ValueError, match=rf"kind {kind} needs a path; set face_model\.path"):
+        build_face_model(kind)
+
+
+def test_the_procedural_face_takes_no_file(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"made by code; remove face_model\.path"):
+        build_face_model("procedural", path=saved)
+    with pytest.raises(ValueError, match=r"made by code; remove face_model\.landmarks"):
+        build_face_model("procedural", landmarks=saved)
+
+
+def test_only_ict_has_regions(saved: Path) -> None:
+    with pytest.raises(ValueError, match=r"kind npz has no regions; remove face_model\.region"):
+        build_face_model("npz", path=saved, region="face")
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -79,6 +144,19 @@ def test_files_that_cannot_be_read_are_refused_in_one_line(saved: Path, content:
         changed(saved, mean=np.array([{"a": 1}], dtype=object))
     with pytest.raises(ValueError, match=r"face\.npz: not an \.npz file without pickles") as caught:
         build_face_model("npz", path=saved)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", ["text", "empty", "truncated", "npz"])
+def test_safetensors_that_cannot_be_read_are_refused_in_one_line(
+    face: MorphableModel, saved: Path, tmp_path: Path, content: str
+) -> None:
+    path = tmp_path / "face.safetensors"
+    save_face_model(face, path)
+    whole = path.read_bytes()
+    path.write_bytes({"text": b"no model", "empty": b"", "truncated": whole[:-9], "npz": saved.read_bytes()}[content])
+    with pytest.raises(ValueError, match=r"face\.safetensors: not a \.safetensors file") as caught:
+        build_face_model("npz", path=path)
     assert "\n" not in str(caught.value)
 
 
@@ -110,6 +188,7 @@ def test_missing_arrays_are_named(saved: Path, key: str) -> None:
         ("parts", np.full(210, 5), "parts holds 5 to 5, expected 0 to 4"),
         ("mean", np.full((210, 3), np.nan, np.float32), "mean has values that are not finite"),
         ("uv", np.array(["text"]), "face.npz: "),
+        ("skinning_joint_weights", np.zeros((210, 2), np.float32), "face.npz: "),
     ],
 )
 @pytest.mark.usefixtures("as_a_user")
@@ -120,88 +199,28 @@ def test_arrays_that_do_not_fit_are_named(saved: Path, key: str, value: np.ndarr
     assert "\n" not in str(caught.value)
 
 
-@pytest.fixture(scope="module")
-def donor() -> Iterator[MorphableModel]:
-    """The procedural face, built once for all tests that borrow from it."""
-    built = build_face_model("procedural")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(FACE_MODELS, "procedural", lambda path, modes: built)
-        yield built
+def test_the_kind_is_told_from_the_file(saved: Path, tmp_path: Path) -> None:
+    assert detect_kind(saved) == "npz"
+    np.savez(tmp_path / "ict.npz", arkit52_to_expression=np.zeros(1), identity_basis=np.zeros(1))
+    np.savez(tmp_path / "flame.npz", v_template=np.zeros(1))
+    (tmp_path / "FaceXModel").mkdir()
+    (tmp_path / "FaceXModel" / "generic_neutral_mesh.obj").touch()
+    expected = {"ict.npz": "ict", "flame.npz": "flame", "FaceXModel": "ict"}
+    for name, kind in {"a.mat": "basel", "b.h5": "basel", "c.PKL": "flame", "d.bin": "surrey"}.items():
+        (tmp_path / name).touch()
+        expected[name] = kind
+    assert {name: detect_kind(tmp_path / name) for name in expected} == expected
 
 
-@pytest.fixture(scope="module")
-def ict(donor: MorphableModel) -> dict[str, Any]:
-    """The layout of ICT-FaceKit with few vertices: centimetres, shapes to be mixed, vertices beyond the face."""
-    generator = np.random.default_rng(0)
-    mean = donor.mean.numpy()[donor.landmark_vertices.numpy()].astype(np.float32) / 10
-    extra = np.array([[0, 0, 5], [9, 9, 9], [9, 8, 9]], dtype=np.float32)
-    return {
-        "mean": np.concatenate([mean, extra]),
-        "identity_basis": generator.normal(size=(6, 71, 3)).astype(np.float32),
-        "expression_basis": generator.normal(size=(3, 71, 3)).astype(np.float32),
-        "arkit52_names": np.array(["jawOpen", "browInnerUp"]),
-        "arkit52_to_expression": np.array([[0, 0, 1], [0.5, 0.5, 0]], dtype=np.float32),
-        "triangles": np.array([[0, 1, 2], [2, 3, 68], [4, 5, 69], [70, 6, 7]], dtype=np.int32),
-        "landmarks68": np.arange(68, dtype=np.int32),
-        "uv_per_vertex": generator.random((71, 2)).astype(np.float32),
-        "n_narrow_face_vertices": np.int64(69),
-        "license": np.array("MIT License\n\nCopyright …"),
-    }
-
-
-def test_the_ict_layout_is_converted(ict: dict[str, Any], donor: MorphableModel, tmp_path: Path) -> None:
-    np.savez(tmp_path / "ict.npz", **ict)
-    found = build_face_model("npz", path=tmp_path / "ict.npz", identity_modes=4)
-    assert found.licence == "MIT License"
-    assert found.expression_names == ("jawOpen", "browInnerUp")
-    np.testing.assert_allclose(found.mean.numpy(), ict["mean"][:69] * 10, rtol=1e-6)
-    np.testing.assert_allclose(found.identity_basis.numpy(), ict["identity_basis"][:4, :69] * 10, rtol=1e-6)
-    shapes = ict["expression_basis"][:, :69] * 10
-    np.testing.assert_allclose(found.expression_basis[0].numpy(), shapes[2], rtol=1e-5)
-    np.testing.assert_allclose(found.expression_basis[1].numpy(), (shapes[0] + shapes[1]) / 2, rtol=1e-4, atol=1e-5)
-    assert found.triangles.tolist() == [[0, 1, 2], [2, 3, 68]]
-    # Appearance comes from the procedural face, so lips look like lips.
-    own = donor.parts[donor.landmark_vertices]
-    assert (found.parts[:68] == own).float().mean() > 0.7
-    assert found.albedo_size == donor.albedo_size
-    assert found.albedo_mean.min() > 0
-    assert found.albedo_mean.max() < 1
-
-
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("landmarks68", None, "keys landmarks68 are missing"),
-        ("landmarks68", np.arange(68) + 10, "ict.npz: .*out of bounds"),
-        ("arkit52_to_expression", np.zeros((2, 4), np.float32), "ict.npz: .*convert the model again"),
-        ("uv_per_vertex", np.zeros((20, 2), np.float32), r"uv has shape \(20, 2\), expected \(69, 2\)"),
-    ],
-)
-@pytest.mark.usefixtures("as_a_user")
-def test_ict_arrays_that_do_not_fit_are_refused(
-    ict: dict[str, Any], tmp_path: Path, key: str, value: np.ndarray | None, message: str
-) -> None:
-    assert key in ICT_KEYS
-    np.savez(tmp_path / "ict.npz", **ict)
-    with pytest.raises(ValueError, match=message):
-        build_face_model("npz", path=changed(tmp_path / "ict.npz", **{key: value}))
-
-
-@pytest.mark.usefixtures("donor")
-def test_the_published_ict_file_is_a_face_in_millimetres(shared_data: Path) -> None:
-    path = shared_data / "face_models" / "ict_facekit_face.npz"
-    if not path.is_file():
-        pytest.skip(f"{path} is missing")
-    found = build_face_model("npz", path=path, identity_modes=12)
-    assert found.identity_size == 12
-    assert found.expression_size == 52
-    points = found.landmarks(found.mean[None])[0]
-    # Between the outer corners of the eyes of an adult lie about 90 mm.
-    assert 80 < (points[45] - points[36]).norm() < 100
-    assert points[45, 0] > points[36, 0]
-    assert points[27, 1] > points[8, 1]
-    assert points[30, 2] > points[0, 2]
-    lips, eyes = found.part("lips"), found.part("brows")
-    assert found.mean[eyes, 1].mean() > found.mean[lips, 1].mean()
-    redness = found.albedo_mean[:, 0] / found.albedo_mean[:, 1]
-    assert redness[lips].mean() > redness[found.part("skin")].mean()
+def test_what_is_no_face_model_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    np.savez(tmp_path / "scan.npz", points=np.zeros(3))
+    (tmp_path / "broken.npz").write_text("text")
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(ValueError, match=r"empty: a folder without generic_neutral_mesh\.obj"):
+        detect_kind(tmp_path / "empty")
+    for name in ("scan.npz", "broken.npz", "photo.jpg"):
+        with pytest.raises(ValueError, match=rf"{name}: no known face model, expected ICT-FaceKit's folder or a file"):
+            detect_kind(tmp_path / name)
+    with pytest.raises(FileNotFoundError, match=r"none\.npz: no such face model"):
+        detect_kind(tmp_path / "none.npz")
