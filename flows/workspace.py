@@ -73,8 +73,9 @@ def _write_graph(folder: Path, params: Params) -> None:
                 [prefix + file for file in _files(entry.removeprefix(prefix))] if entry.startswith(prefix) else [entry]
             )
         ]
-        if params.face_model.path is not None:
-            stage["deps"].append(str(params.face_model.path))
+        for path in (params.face_model.path, params.face_model.landmarks):
+            if path is not None:
+                stage["deps"].append(str(path))
     graph["stages"]["ingest"]["deps"] += [
         str(path)
         for source in params.ingest.sources

@@ -11,13 +11,18 @@ from tasks.params import Params
 
 
 def load_face_model(params: Params, workspace: Workspace) -> MorphableModel:
-    """Build the model of the section `face_model`; a relative path counts from the workspace.
+    """Build the model of the section `face_model`; relative paths count from the workspace.
 
     Raises: ValueError or FileNotFoundError with a one-line remedy.
     """
     section = params.face_model
-    path = workspace.resolve(section.path) if section.path else None
-    return build_face_model(section.kind, path=path, identity_modes=section.identity_modes)
+    return build_face_model(
+        section.kind,
+        path=workspace.resolve(section.path) if section.path else None,
+        landmarks=workspace.resolve(section.landmarks) if section.landmarks else None,
+        identity_modes=section.identity_modes,
+        region=section.region,
+    )
 
 
 def png_stamp(model: MorphableModel) -> PngInfo:

@@ -43,14 +43,26 @@ class ProjectParams(Section):
 class FaceModelParams(Section):
     """Which morphable model everything is expressed in."""
 
-    kind: Literal["procedural", "npz"] = "procedural"
+    kind: Literal["procedural", "npz", "ict", "basel", "flame", "surrey"] = "procedural"
+    """`npz` is our own file, also as `.safetensors`."""
     path: Path | None = None
+    """The model's file, or the folder of ICT-FaceKit; every kind but `procedural` needs it."""
+    landmarks: Path | None = None
+    """File that says where the 68 points are, for models that do not, or to correct them."""
+    region: Literal["narrow_face", "face", "head", "full"] | None = None
+    """Part of ICT-FaceKit; default `narrow_face`, `full` has eyeballs, teeth and tongue."""
     identity_modes: Annotated[int, Field(ge=1, le=500)] = 40
 
     @model_validator(mode="after")
-    def _path_where_needed(self) -> FaceModelParams:
-        if (self.kind == "npz") != (self.path is not None):
-            raise ValueError("a path goes with kind npz, and only with it")
+    def _files_where_needed(self) -> FaceModelParams:
+        if self.kind == "procedural":
+            for key in ("path", "landmarks"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"kind procedural is made by code and takes no {key}; set kind, or remove {key}")
+        elif self.path is None:
+            raise ValueError(f"kind {self.kind} needs a path")
+        if self.region is not None and self.kind != "ict":
+            raise ValueError(f"kind {self.kind} has no regions, only ict; remove region")
         return self
 
 

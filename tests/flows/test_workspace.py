@@ -64,6 +64,7 @@ def test_paths_count_from_the_current_folder(tmp_path: Path, monkeypatch: pytest
 
 def test_real_input_is_watched_by_the_graph(tmp_path: Path) -> None:
     settings = ["ingest.sources.portraits.path=/data/faces", "face_model.path=/data/model.npz", "project.seed=7"]
+    settings += ["face_model.landmarks=/data/points.txt"]
     create_workspace(tmp_path / "w", preset=preset_path("portraits"), settings=settings)
     params = load_params(tmp_path / "w" / "params.yaml")
     stages = read_yaml(tmp_path / "w" / "dvc.yaml")["stages"]
@@ -71,7 +72,7 @@ def test_real_input_is_watched_by_the_graph(tmp_path: Path) -> None:
     assert Path(params.project.code) == CODE
     assert params.detect_landmarks.detector == "provided"
     assert "/data/faces" in stages["ingest"]["deps"]
-    assert all("/data/model.npz" in stage["deps"] for stage in stages.values())
+    assert all({"/data/model.npz", "/data/points.txt"} <= set(stage["deps"]) for stage in stages.values())
     assert stages["evaluate"]["cmd"] == "python -m flows evaluate"
 
 
@@ -100,7 +101,7 @@ def test_the_graph_of_the_checkout_is_nobodys_copy(repository: Path) -> None:
 
 
 def test_a_preset_without_its_paths_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match="face_model: a path goes with kind npz"):
+    with pytest.raises(ParamsError, match="face_model: kind npz needs a path"):
         create_workspace(tmp_path / "w", preset=preset_path("portraits"))
     assert not (tmp_path / "w").exists()
 

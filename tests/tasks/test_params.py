@@ -52,7 +52,15 @@ def test_the_default_parameters_fit(repository: Path) -> None:
         ("ingest.sources.1.name", "photos", "source names repeat: photos, photos"),
         ("ingest.sources.2.of", "photos", "source rerendered: of = 'photos' is not a labelled source"),
         ("ingest.validation_share", 0.9, "validation_share and test_share leave nothing to train on"),
-        ("face_model.path", "model.npz", "a path goes with kind npz, and only with it"),
+        ("face_model.path", "model.npz", "kind procedural is made by code and takes no path; set kind, or remove path"),
+        ("face_model.landmarks", "points.txt", "kind procedural is made by code and takes no landmarks"),
+        ("face_model.region", "face", "kind procedural has no regions, only ict; remove region"),
+        ("face_model.kind", "flame", "kind flame needs a path"),
+        (
+            "face_model.kind",
+            "bfm",
+            "params.yaml: face_model.kind = 'bfm': expected 'procedural', 'npz', 'ict', 'basel'",
+        ),
         ("train_fused.sources.0.share", 0.9, "the shares of the sources add up to 1.4, expected 1"),
         ("train_fused.sources.0.losses.phota", 1.0, "loss 'phota' is unknown, expected one of photo, landmark"),
         (
