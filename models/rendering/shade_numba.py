@@ -41,6 +41,7 @@ BAND_SCALES = torch.tensor(
 """Constants of `irradiance_basis`, which the kernels expect folded into the light."""
 
 MIN_JOBS = 4
+"""Fewer images are cut into bands; a fixed number, or the order of sums would depend on the machine."""
 
 
 class _Scene:
@@ -120,6 +121,7 @@ class Interpolation(torch.autograd.Function):
         each = (scene.count, scene.bands)
         moved = np.zeros((*each, *vertices.shape[1:]), scene.vertices.dtype)
         changed = np.zeros((*each, *attributes.shape[1:]), values.dtype)
+        # A triangle can never be wide enough where nobody asks for the gradient of its vertices.
         min_area = MIN_GRADIENT_AREA_PX if ctx.needs_input_grad[1] else math.inf
 
         def add(job: int) -> None:
@@ -136,7 +138,8 @@ class Interpolation(torch.autograd.Function):
             )
 
         run_jobs(add, scene.jobs)
-        return _sum_bands(changed), _sum_bands(moved), None, None, None
+        wanted = ctx.needs_input_grad[1]
+        return _sum_bands(changed), (_sum_bands(moved) if wanted else None), None, None, None
 
 
 class VertexNormals(torch.autograd.Function):
@@ -181,19 +184,23 @@ class LitSurface(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         """Image and unit normals (B, 3, H, W), channels last in memory."""
         scene = _Scene(vertices, triangles, ids, camera)
-        total, colours, lights = np.zeros_like(scene.vertices, order="C"), albedo.detach().numpy(), _scaled(lighting)
+        total = np.zeros(scene.vertices.shape, scene.vertices.dtype)
+        colours, lights = albedo.detach().numpy(), _scaled(lighting)
         image, normals = (torch.empty((*ids.shape, 3), dtype=vertices.dtype) for _ in range(2))
         pixels, directions = image.numpy(), normals.numpy()
 
-        def average(place: int) -> None:
+        shared: list[Any] = [None] * scene.count
+
+        def average(place: int) -> Any:
             sum_face_normals(*scene.mesh(place), total[place])
+            return _directions(total[place])
+
+        def share(place: int) -> None:
+            shared[place] = average(place)
 
         def fill(job: int) -> None:
             place, _, rows = scene.rows(job)
-            if scene.bands == 1:
-                average(place)
-            unit = np.empty_like(total[place])
-            normalize_rows(total[place], unit, SMALLEST)
+            unit = average(place) if scene.bands == 1 else shared[place]
             light_rows(
                 *scene.mesh(place),
                 *scene.view(place, rows),
@@ -206,7 +213,7 @@ class LitSurface(torch.autograd.Function):
             )
 
         if scene.bands > 1:
-            run_jobs(average, scene.count)
+            run_jobs(share, scene.count)
         run_jobs(fill, scene.jobs)
         ctx.save_for_backward(vertices, albedo, lighting, triangles, ids, torch.from_numpy(total))
         ctx.camera = camera
@@ -228,15 +235,16 @@ class LitSurface(torch.autograd.Function):
         moves = ctx.needs_input_grad[0]
         each = (scene.count, scene.bands)
         moved = np.zeros((*each, *vertices.shape[1:]), total.dtype)
-        changed, lit = np.zeros_like(moved), np.zeros((*each, 9, 3))
+        changed, lit = np.zeros(moved.shape, moved.dtype), np.zeros((*each, 9, 3))
         # With one band an image's normals are done with when its job ends: nothing is kept for the batch.
-        turned: Any = np.zeros(moved.shape, moved.dtype) if scene.bands > 1 else None
+        banded = scene.bands > 1
+        turned: Any = np.zeros(moved.shape, moved.dtype) if banded else None
+        shared = [_directions(total[place]) for place in range(scene.count)] if banded else []
 
         def add(job: int) -> None:
             place, band, rows = scene.rows(job)
-            turn = np.zeros_like(total[place]) if turned is None else turned[place, band]
-            unit = np.empty_like(total[place])
-            normalize_rows(total[place], unit, SMALLEST)
+            turn = turned[place, band] if banded else np.zeros_like(total[place])
+            unit = shared[place] if banded else _directions(total[place])
             light_rows_backward(
                 *scene.mesh(place),
                 *scene.view(place, rows),
@@ -254,7 +262,7 @@ class LitSurface(torch.autograd.Function):
                 turn,
                 lit[place, band],
             )
-            if turned is None and moves:
+            if moves and not banded:
                 vertex_normals_backward(*scene.mesh(place), total[place], SMALLEST, turn, moved[place, 0])
 
         def finish(place: int) -> None:
@@ -262,10 +270,16 @@ class LitSurface(torch.autograd.Function):
             vertex_normals_backward(*scene.mesh(place), total[place], SMALLEST, turn, moved[place, 0])
 
         run_jobs(add, scene.jobs)
-        if turned is not None and moves:
+        if moves and banded:
             run_jobs(finish, scene.count)
         light = (_sum_bands(lit) * BAND_SCALES[:, None]).to(lighting.dtype)
         return (_sum_bands(moved) if moves else None), _sum_bands(changed), light, None, None, None
+
+
+def _directions(sums: Any) -> Any:
+    units = np.empty_like(sums)
+    normalize_rows(sums, units, SMALLEST)
+    return units
 
 
 def _scaled(lighting: Tensor) -> Any:
