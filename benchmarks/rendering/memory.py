@@ -1,11 +1,11 @@
-"""Peak extra memory of forward plus backward, beyond what goes in and comes out.
+"""Peak extra memory of forward plus backward, beyond what goes in; and beyond what comes out as well.
 
 On the processor each number comes from a process of its own (`python -m benchmarks.rendering.memory`): it builds the
 inputs, draws a tiny scene so that kernels are compiled and threads started, hands free memory back to the system,
 resets the peak of its resident size (Linux: 5 written to /proc/self/clear_refs), runs once, and takes the peak (VmHWM)
-less the size before (VmRSS) less the image and the gradients that the run returned. What a small image cannot fill, and
-so a tiny scene has not touched, counts: buffers, autograd's saved tensors, free blocks that the allocator keeps. The
-last are kept low by its own settings (`ALLOCATOR`), so that the number is memory in use and repeats well.
+less the size before (VmRSS). So everything counts that the run needs at once: buffers, autograd's saved tensors, free
+blocks that the allocator keeps. The last are kept low by its own settings (`ALLOCATOR`), so that the number is memory
+in use and repeats well. What comes out are the image and the gradients.
 Where the peak cannot be reset, `ru_maxrss` after less before gives a lower bound. On CUDA the caching allocator counts.
 """
 
@@ -18,6 +18,7 @@ import os
 import resource
 import subprocess
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -33,8 +34,16 @@ MEGABYTE = 1e6
 WARM_UP_VERTICES, WARM_UP_PX = 400, 16
 
 
-def peak_megabytes(backend: str, *, vertices: int, size_px: int, batch: int, threads: int, device: str) -> float:
-    """Of forward plus backward of one batch; in a fresh process unless it is CUDA's memory.
+@dataclass(frozen=True)
+class Peak:
+    """Of one forward plus backward of a batch, in megabytes beyond the inputs."""
+
+    total: float
+    beyond_outputs: float
+
+
+def peak_memory(backend: str, *, vertices: int, size_px: int, batch: int, threads: int, device: str) -> Peak:
+    """In a fresh process unless it is CUDA's memory.
 
     Raises: RuntimeError with the last line of the process's errors if it fails.
     """
@@ -51,10 +60,10 @@ def peak_megabytes(backend: str, *, vertices: int, size_px: int, batch: int, thr
     )
     if done.returncode:
         raise RuntimeError(f"memory of {case}: {done.stderr.strip().splitlines()[-1:]}")
-    return float(done.stdout)
+    return Peak(**json.loads(done.stdout))
 
 
-def peak_cuda(backend: str, *, vertices: int, size_px: int, batch: int, device: str) -> float:
+def peak_cuda(backend: str, *, vertices: int, size_px: int, batch: int, device: str) -> Peak:
     """The same by the counters of CUDA's allocator, in this process."""
     run = prepare_runs(build_scene(vertices, size_px, batch, device=device), backend).forward_backward
     run()
@@ -63,18 +72,18 @@ def peak_cuda(backend: str, *, vertices: int, size_px: int, batch: int, device: 
     torch.cuda.reset_peak_memory_stats(device)
     returned = run()
     torch.cuda.synchronize(device)
-    return (torch.cuda.max_memory_allocated(device) - before - tensor_bytes(returned)) / MEGABYTE
+    return _peak(torch.cuda.max_memory_allocated(device) - before, returned)
 
 
-def peak_extra_bytes(run: Run) -> int:
-    """How far this process grows while `run` works, less the tensors that it returns."""
+def peak_here(run: Run) -> Peak:
+    """How far this process grows while `run` works; outputs are the tensors that it returns."""
     gc.collect()
     _return_free_memory()
     resettable = _reset_peak()
     before = _resident("VmRSS") if resettable else _lifetime_peak()
     returned = run()
     peak = _resident("VmHWM") if resettable else _lifetime_peak()
-    return max(0, peak - before - tensor_bytes(returned))
+    return _peak(peak - before, returned)
 
 
 def tensor_bytes(value: object) -> int:
@@ -82,6 +91,11 @@ def tensor_bytes(value: object) -> int:
     if isinstance(value, Tensor):
         return value.untyped_storage().nbytes()
     return sum(tensor_bytes(item) for item in value) if isinstance(value, tuple) else 0
+
+
+def _peak(extra: int, returned: object) -> Peak:
+    beyond = max(0, extra - tensor_bytes(returned))
+    return Peak(total=round(extra / MEGABYTE, 2), beyond_outputs=round(beyond / MEGABYTE, 2))
 
 
 def _reset_peak() -> bool:
@@ -112,7 +126,7 @@ def _return_free_memory() -> None:
 
 
 def main(case: str) -> None:
-    """Print the megabytes of the case given as JSON."""
+    """Print the peak of the case given as JSON."""
     sizes = json.loads(case)
     backend, threads = sizes.pop("backend"), sizes.pop("threads")
     torch.set_num_threads(threads)
@@ -120,7 +134,7 @@ def main(case: str) -> None:
     warm_up = prepare_runs(build_scene(WARM_UP_VERTICES, WARM_UP_PX, min(4, sizes["batch"])), backend)
     for _ in range(2):
         warm_up.forward_backward()
-    print(round(peak_extra_bytes(runs.forward_backward) / MEGABYTE, 2))
+    print(json.dumps(asdict(peak_here(runs.forward_backward))))
 
 
 if __name__ == "__main__":

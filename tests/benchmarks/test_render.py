@@ -13,7 +13,7 @@ from PIL import Image
 from benchmarks.render import AIMS, Row, compare_with_pytorch3d, measure, missed_aims, write_rows
 from benchmarks.rendering import timing
 from benchmarks.rendering.chart import BATCH, SIZE_PX, VERTICES, curve_cases, write_curves
-from benchmarks.rendering.memory import peak_extra_bytes, tensor_bytes
+from benchmarks.rendering.memory import peak_here, tensor_bytes
 from benchmarks.rendering.runs import available_backends, prepare_runs
 from benchmarks.rendering.scene import build_scene, face_mesh
 
@@ -121,9 +121,10 @@ def test_the_peak_is_what_a_run_holds_at_once_beyond_what_it_returns() -> None:
             del held
         return torch.ones(10_000_000)
 
-    peak = peak_extra_bytes(run)
+    peak = peak_here(run)
     # 48 MB held, then 40 MB returned: 8 MB more than what came out.
-    assert 7e6 < peak < 16e6
+    assert 47.0 < peak.total < 56.0
+    assert peak.beyond_outputs == pytest.approx(peak.total - 40.0, abs=0.02)
 
 
 def test_bytes_of_what_comes_out() -> None:
@@ -145,7 +146,7 @@ def test_pytorch3d_is_compared_at_the_same_mesh_and_size() -> None:
     compare_with_pytorch3d(rows)
     assert [row["times_pytorch3d"] for row in rows] == [None, 300.0, None]
     assert [line for line in missed_aims(rows) if "PyTorch3D" in line] == [
-        "5,000 vertices, 128 px, batch 32: 300.0 times PyTorch3D, aim 500"
+        "numba, 5,000 vertices, 128 px, batch 32: 300.0 times PyTorch3D, aim 500"
     ]
 
 
@@ -154,9 +155,10 @@ def test_aims_that_are_missed_are_named() -> None:
     assert missed_aims([row_of("numba", case)]) == []
     assert missed_aims([row_of("torch", case, ids_ms=9.0)]) == []
     assert missed_aims([row_of("numba", case, ids_ms=0.3, peak_mb=70.0)]) == [
-        "5,000 vertices, 128 px, batch 32: ids_ms 0.3, aim 0.25",
-        "5,000 vertices, 128 px, batch 32: peak_mb 70.0, aim 64.0",
+        "numba, 5,000 vertices, 128 px, batch 32: ids_ms 0.3, aim 0.25",
+        "numba, 5,000 vertices, 128 px, batch 32: peak_mb 70.0, aim 64.0",
     ]
+    assert len(missed_aims([row_of("torch", case, peak_mb=70.0)])) == 1
 
 
 def test_rows_are_written_as_a_list(tmp_path: Path) -> None:
