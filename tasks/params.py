@@ -38,6 +38,8 @@ class ProjectParams(Section):
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     """`auto`: bf16 where the processor computes in it, else 32 bits."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    rasterizer: Literal["auto", "numba", "torch", "pytorch3d"] = "auto"
+    """What draws the photo losses; `auto`: numba on the processor, torch on CUDA. All find the same triangles."""
 
 
 class FaceModelParams(Section):

@@ -21,6 +21,7 @@ from models.losses.objective import TERMS, Step, objective
 from models.metrics import landmark_error, similarity
 from models.reconstruction.geometry_branch import GeometryBranch
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
+from models.rendering.rasterize import build_rasterizer
 from models.training.data import CropSet, draw_indices, make_batch, split_counts
 from models.training.loop import LoopResult, LoopSettings, StepLoss, Validate, build_fabric, train
 from models.types import PART_NAMES, Batch, FaceCoefficients, to_device
@@ -69,6 +70,8 @@ class Trainee:
     identity_embedding: Tensor
     """Turns differences of identity into millimetres."""
     fabric: Fabric
+    rasterizer: str = "auto"
+    """What draws the photo losses."""
 
     def step(self, batch: Batch, coefficients: FaceCoefficients) -> Step:
         """A batch and its prediction with what the loss terms need beside them."""
@@ -81,6 +84,7 @@ class Trainee:
             shape_weights=self.shape_weights,
             landmark_identity=states[-1][:, : self.reconstructor.model.identity_size],
             identity_embedding=self.identity_embedding,
+            rasterizer=self.rasterizer,
         )
 
 
@@ -120,6 +124,8 @@ def load_trainee(params: Params, workspace: Workspace, checkpoint: Path, *, sour
     torch.manual_seed(params.project.seed)
     model = load_face_model(params, workspace)
     fabric = build_fabric(device=params.project.device, precision=params.project.precision)
+    # A backend that is missing is told now, not after the first batch.
+    build_rasterizer(params.project.rasterizer, fabric.device)
     reconstructor = load_reconstructor(load_checkpoint(checkpoint), model).to(fabric.device)
     known = {source.name: source for source in params.ingest.sources}
     # Lips, brows and skin are what a scan measures; eyeballs and the mouth's inside hardly count.
@@ -140,6 +146,7 @@ def load_trainee(params: Params, workspace: Workspace, checkpoint: Path, *, sour
         landmark_branch=copy.deepcopy(reconstructor.encoder.geometry).requires_grad_(False),
         identity_embedding=geometry_embedding(model.identity_basis, model.mean),
         fabric=fabric,
+        rasterizer=params.project.rasterizer,
     )
 
 

@@ -37,6 +37,8 @@ class Step:
     """Identity as the pretrained geometry branch reads it from the landmarks alone."""
     identity_embedding: Float[Tensor, "I I"]
     """Turns differences of identity into millimetres, see `geometry_embedding`."""
+    rasterizer: str = "auto"
+    """One of `RASTERIZERS`, or `auto`."""
 
     @cached_property
     def vertices(self) -> Float[Tensor, "B V 3"]:
@@ -67,6 +69,7 @@ class Step:
             albedo=self.model.albedo(self.coefficients.albedo),
             lighting=self.coefficients.lighting,
             camera=self.batch.camera,
+            rasterizer=self.rasterizer,
         )
 
 

@@ -48,11 +48,12 @@ def render_under_fitted_light(
     camera: Camera,
     image: Float[Tensor, "B 3 H W"],
     mask: Bool[Tensor, "B H W"],
+    rasterizer: str = "auto",
 ) -> tuple[Rendering, Float[Tensor, "B 9 3"]]:
     """Render a face (camera space) under the light that explains the photo best, and that light."""
     unit = image.new_zeros(len(image), 9, 3)
     unit[:, 0] = 1.0
-    plain = render(vertices, triangles, albedo=albedo, lighting=unit, camera=camera)
+    plain = render(vertices, triangles, albedo=albedo, lighting=unit, camera=camera, rasterizer=rasterizer)
     lighting = fit_lighting(image, mask & plain.mask, albedo=plain.image, normals=plain.normals)
     light = torch.einsum("bhwk,bkc->bchw", irradiance_basis(plain.normals.permute(0, 2, 3, 1)), lighting)
     return replace(plain, image=plain.image * light), lighting

@@ -286,6 +286,16 @@ def test_a_source_without_crops_is_named(workspace: Workspace) -> None:
         train_stage(params, workspace, "train_self_supervised")
 
 
+def test_the_rasterizer_of_the_params_draws_the_losses(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = tiny_params(project={"rasterizer": "torch"})
+    trainee = load_trainee(params, workspace, geometry_checkpoint(workspace), sources=["photos"])
+    assert trainee.rasterizer == "torch"
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    params = tiny_params(project={"rasterizer": "pytorch3d"})
+    with pytest.raises(ValueError, match="pytorch3d: the package is not installed"):
+        load_trainee(params, workspace, geometry_checkpoint(workspace), sources=["photos"])
+
+
 def test_the_fingerprint_follows_parameters_and_inputs(tmp_path: Path) -> None:
     path = tmp_path / "checkpoint.pt"
     path.write_bytes(b"one")

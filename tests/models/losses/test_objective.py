@@ -166,3 +166,11 @@ def test_an_unknown_term_is_an_error(face: MorphableModel) -> None:
 def test_a_mesh_term_without_labels_names_the_source(face: MorphableModel, term: str) -> None:
     with pytest.raises(ValueError, match="source scans: has no labelled meshes"):
         objective(step_of(face, predicted(), labelled=False), {term: 1.0})
+
+
+def test_a_step_draws_by_its_rasterizer(face: MorphableModel) -> None:
+    step = step_of(face, predicted(), labelled=False)
+    expected = step.draw(step.seen).image
+    assert torch.equal(replace(step, rasterizer="torch").draw(step.seen).image, expected)
+    with pytest.raises(ValueError, match="rasterizer 'none' is unknown"):
+        replace(step, rasterizer="none").draw(step.seen)
