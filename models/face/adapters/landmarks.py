@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Float, Int, Num, Shaped
 from scipy.spatial import cKDTree
 
 from models.face.adapters.landmark_finder import locate_landmarks
-from models.face.adapters.source import require_file
 from models.types import LANDMARK_COUNT
 
 INNER_COUNT = 51
@@ -78,7 +77,7 @@ def read_landmarks(path: Path, *, mean: Float[np.ndarray, "V 3"], triangles: Int
     Raises: ValueError or FileNotFoundError in one line.
     """
     if not path.is_file():
-        require_file(path, expected=f"landmarks: {EXPECTED}")
+        raise FileNotFoundError(f"{path}: no such file of landmarks, expected {EXPECTED}; set face_model.landmarks")
     try:
         content = _content(path)
         if isinstance(content, dict):
@@ -93,8 +92,8 @@ def read_landmarks(path: Path, *, mean: Float[np.ndarray, "V 3"], triangles: Int
 
 
 def landmarks_from_embedding(
-    faces: Int[np.ndarray, "_"],
-    coordinates: Float[np.ndarray, "_ 3"],
+    faces: Num[np.ndarray, "..."],
+    coordinates: Num[np.ndarray, "... 3"],
     *,
     triangles: Int[np.ndarray, "F 3"],
 ) -> tuple[Int[np.ndarray, "_ 3"], Float[np.ndarray, "_ 3"]]:
@@ -247,7 +246,7 @@ def embedded_landmarks(content: Mapping[str, np.ndarray], *, triangles: Int[np.n
 
 
 def _from_array(
-    content: Num[np.ndarray, "..."], *, mean: Float[np.ndarray, "V 3"], triangles: Int[np.ndarray, "F 3"]
+    content: Shaped[np.ndarray, "..."], *, mean: Float[np.ndarray, "V 3"], triangles: Int[np.ndarray, "F 3"]
 ) -> Places:
     values = np.asarray(content)
     if values.dtype.kind not in "iuf" or not np.isfinite(values).all():
