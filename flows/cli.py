@@ -25,10 +25,18 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-model_app = typer.Typer(help="Look at the face model of a workspace.", no_args_is_help=True)
+model_app = typer.Typer(help="Convert face models and look at them.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
 
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder with params.yaml and artifacts/.")]
+FileArgument = Annotated[
+    Path | None, typer.Argument(help="A face model of any kind; default: the workspace's.", show_default=False)
+]
+KindOption = Annotated[str, typer.Option(help="auto, npz, ict, basel, flame or surrey.")]
+LandmarksOption = Annotated[
+    Path | None, typer.Option(help="Where the 68 points are: vertex indices, points, or an embedding in triangles.")
+]
+RegionOption = Annotated[str | None, typer.Option(help="Part of ICT-FaceKit: narrow_face, face, head or full.")]
 debugging = False
 
 
@@ -114,30 +122,79 @@ def status(workspace: WorkspaceOption = Path()) -> None:
 
 
 @model_app.command()
-def preview(
-    out: Annotated[Path, typer.Argument(help="PNG to write.")] = Path("face_model.png"),
-    seed: Annotated[int, typer.Option(help="Chooses the random faces.")] = 0,
+def convert(
+    source: Annotated[Path, typer.Argument(help="File or folder of a face model.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="File to write: .npz or .safetensors.", show_default=False)],
+    kind: KindOption = "auto",
+    landmarks: LandmarksOption = None,
+    region: RegionOption = None,
+    identity_modes: Annotated[int | None, typer.Option(min=1, help="Keep the first modes only; default: all.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Check a face model of another format and write it as ours."""
+    with command("model", Path()):
+        from flows.status import show_rows
+        from tasks.convert import convert_face_model, next_steps
+
+        model, rows = convert_face_model(
+            source,
+            out,
+            kind=kind,
+            landmarks=landmarks,
+            region=region,
+            identity_modes=identity_modes,
+            overwrite=force,
+        )
+        show_rows(rows)
+        print(f"{out}: written\n\n{next_steps(model, out)}")
+
+
+@model_app.command()
+def info(
+    file: FileArgument = None,
+    kind: KindOption = "auto",
+    landmarks: LandmarksOption = None,
+    region: RegionOption = None,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Draw the mean, random identities, expressions and poses of the face model."""
+    """Say what a face model consists of."""
+    with command("model", workspace):
+        from flows.status import show_model, show_rows
+
+        if file is None:
+            show_model(workspace)
+            return
+        from tasks.convert import describe_face_model, read_model_file
+
+        model, rows = read_model_file(file, kind=kind, landmarks=landmarks, region=region)
+        show_rows([*rows, *describe_face_model(model)])
+
+
+@model_app.command()
+def preview(
+    file: FileArgument = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG to write.")] = Path("face_model.png"),
+    seed: Annotated[int, typer.Option(help="Chooses the random faces.")] = 0,
+    kind: KindOption = "auto",
+    landmarks: LandmarksOption = None,
+    region: RegionOption = None,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Draw mean, modes, random identities, expressions, poses and landmarks of a face model."""
     with command("model", workspace):
         from tasks.artifacts import Workspace
+        from tasks.convert import read_model_file
         from tasks.face_model import load_face_model
         from tasks.params import load_params
         from tasks.preview import draw_model_sheet
 
-        place = Workspace(workspace)
-        draw_model_sheet(load_face_model(load_params(place.params), place), out, seed=seed)
+        if file is None:
+            place = Workspace(workspace)
+            model = load_face_model(load_params(place.params), place)
+        else:
+            model, _ = read_model_file(file, kind=kind, landmarks=landmarks, region=region)
+        draw_model_sheet(model, out, seed=seed, every_expression=file is not None)
         print(out)
-
-
-@model_app.command()
-def info(workspace: WorkspaceOption = Path()) -> None:
-    """Say what the face model consists of."""
-    with command("model", workspace):
-        from flows.status import show_model
-
-        show_model(workspace)
 
 
 def _require_workspace(workspace: Path) -> None:
@@ -170,7 +227,7 @@ Done: {len(FUNCTIONS)} stages are up to date.
 
 To try next (first: source .venv/bin/activate):
   mien reconstruct PHOTO.jpg --out reconstructions{here}
-  mien model preview face_model.png{here}
+  mien model preview --out face_model.png{here}
   change a value in params.yaml, then: mien run{here}""")
 
 

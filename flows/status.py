@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 HEADLINES = {
     "scan_error_mm_median": "scan error\nmedian mm",
@@ -63,18 +65,25 @@ def _evaluation(metrics: dict[str, object]) -> Table:
 
 
 def show_model(workspace: Path) -> None:
-    """Print counts and names of the face model."""
+    """Print what the face model of a workspace consists of."""
     from tasks.artifacts import Workspace
+    from tasks.convert import describe_face_model, with_notes
     from tasks.face_model import load_face_model
     from tasks.params import load_params
 
     place = Workspace(workspace)
     params = load_params(place.params)
-    model = load_face_model(params, place)
+    model, notes = with_notes(lambda: load_face_model(params, place))
+    show_rows([("kind", params.face_model.kind), *notes, *describe_face_model(model)])
+
+
+def show_rows(rows: Sequence[tuple[str, str]]) -> None:
+    """Print labels and values as a table."""
     table = Table(show_header=False)
-    table.add_row("kind", params.face_model.kind)
-    table.add_row("vertices, triangles", f"{model.mean.shape[0]:,}, {model.triangles.shape[0]:,}")
-    table.add_row("identity modes", str(model.identity_basis.shape[0]))
-    table.add_row("expressions", ", ".join(model.expression_names))
-    table.add_row("albedo modes", str(model.albedo_basis.shape[0]))
+    table.add_column(no_wrap=True)
+    # Names and hashes are longer than the screen is wide, and none of their letters may be lost.
+    table.add_column(overflow="fold")
+    for label, value in rows:
+        # What stands in a model's file is shown as it is, without the console's markup.
+        table.add_row(label, Text(value))
     Console().print(table)

@@ -95,7 +95,7 @@ def draw_model_sheet(model: MorphableModel, path: Path, *, seed: int = 0, every_
     """Write one PNG with the mean, modes, random persons, expressions, poses and numbered landmarks of a face model.
 
     `seed` chooses the random persons. Expressions are a selection of telling ones where the model has ARKit's names;
-    `every_expression` shows each mode by its name, at most `MAX_EXPRESSIONS`.
+    `every_expression` shows each mode by its name, at most `MAX_EXPRESSIONS`, statistical ones last.
     """
     stream = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -168,16 +168,16 @@ def _expressions(model: MorphableModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _expression_modes(model: MorphableModel) -> Iterator[tuple[str, Tensor]]:
-    for name, mode in zip(model.expression_names, model.expression_basis, strict=True):
-        # A statistical mode has a number for a name, and a coefficient of 1 is a standard deviation.
+    modes = dict(zip(model.expression_names, model.expression_basis, strict=True))
+    # A statistical mode has a number for a name, and a coefficient of 1 is a standard deviation.
+    for name in sorted(modes, key=lambda name: name[-1:].isdigit()):
         if name[-1:].isdigit():
-            yield f"{name}: {NUMBERED_MODE_SIGMA:+.0f} SD", model.mean + NUMBERED_MODE_SIGMA * mode
-        elif name == "mouthClose" and "jawOpen" in model.expression_names:
+            yield f"{name}: {NUMBERED_MODE_SIGMA:+.0f} SD", model.mean + NUMBERED_MODE_SIGMA * modes[name]
+        elif name == "mouthClose" and "jawOpen" in modes:
             # It closes the lips of an open jaw, and alone it pushes them through each other.
-            opened = model.expression_basis[model.expression_names.index("jawOpen")]
-            yield "mouthClose + jawOpen", model.mean + opened + mode
+            yield "mouthClose + jawOpen", model.mean + modes["jawOpen"] + modes[name]
         else:
-            yield name, model.mean + mode
+            yield name, model.mean + modes[name]
 
 
 def _band(model: MorphableModel, row: Sequence[_Tile], *, side_px: int) -> Image.Image:
@@ -193,13 +193,17 @@ def _band(model: MorphableModel, row: Sequence[_Tile], *, side_px: int) -> Image
 
 
 def _stamp_band(model: MorphableModel) -> Image.Image:
-    """One line that says whose faces these are."""
-    band = Image.new("RGB", (COLUMNS * TILE_PX, CAPTION_PX), PAPER)
+    """Two lines that say whose faces these are."""
+    band = Image.new("RGB", (COLUMNS * TILE_PX, 2 * CAPTION_PX), PAPER)
     found = model.stamp()
-    text = f"{found['name']}: {model.vertex_count:,} vertices, {model.identity_size} identity, "
-    text += f"{model.expression_size} expression, {model.albedo_size} albedo modes; hash {found['hash']}; "
+    sizes = f"{model.vertex_count:,} vertices, {model.identity_size} identity, {model.expression_size} expression, "
+    lines = (
+        f"{found['name']}: {sizes}{model.albedo_size} albedo modes; hash {found['hash']}",
+        " ".join(found["licence"].split()),
+    )
     font = ImageFont.load_default(size=11)
-    ImageDraw.Draw(band).text((6, CAPTION_PX // 2), text + found["licence"], fill=INK, font=font, anchor="lm")
+    for line, text in enumerate(lines):
+        ImageDraw.Draw(band).text((6, (line + 0.5) * CAPTION_PX), text, fill=INK, font=font, anchor="lm")
     return band
 
 

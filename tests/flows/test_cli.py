@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import pickle
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer.testing
+import yaml
+from jaxtyping import config
+from PIL import Image
 
 from flows import cli
 from flows.workspace import create_workspace, preset_path
+from models.face.formats import build_face_model, save_face_model
+from tests.tiny_face import tiny_face
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -66,6 +74,144 @@ def test_model_info_counts_the_face_model(tmp_path: Path) -> None:
     assert code == 0
     assert re.search(r"identity modes\s*│\s*12\b", text)
     assert "jawOpen" in text
+
+
+@pytest.fixture(scope="module")
+def face_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("face") / "tiny.npz"
+    save_face_model(tiny_face(), path)
+    return path
+
+
+def test_model_info_of_a_file(face_file: Path) -> None:
+    code, text = invoke("model", "info", str(face_file))
+    assert code == 0
+    assert re.search(r"kind\s*│\s*npz\b", text)
+    assert re.search(r"vertices, triangles\s*│\s*210, 364\b", text)
+    assert tiny_face().content_hash() in text
+
+
+def test_model_convert_says_what_to_do_next(face_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "converted.safetensors"
+    code, text = invoke("model", "convert", str(face_file), str(out), "--identity-modes", "3")
+    assert code == 0
+    assert re.search(r"identity modes\s*│\s*3\b", text)
+    lines = yaml.safe_load(text[text.index("  face_model:") : text.index("To look at it")])
+    assert lines == {"face_model": {"kind": "npz", "path": str(out), "identity_modes": 3}}
+    assert build_face_model("npz", path=out).identity_size == 3
+    assert [path.name for path in tmp_path.iterdir()] == ["converted.safetensors"]
+
+
+def test_model_convert_replaces_a_file_only_when_told(face_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.npz"
+    out.write_text("mine")
+    code, text = invoke("model", "convert", str(face_file), str(out))
+    assert code == 2
+    assert text.strip() == f"error: {out}: exists already; choose another name, or add --force"
+    assert out.read_text() == "mine"
+    assert invoke("model", "convert", str(face_file), str(out), "--force")[0] == 0
+    assert build_face_model("npz", path=out).content_hash() == tiny_face().content_hash()
+    # Not even then is a file read and replaced at once.
+    assert invoke("model", "convert", str(out), str(out), "--force")[0] == 2
+
+
+class Command:
+    """What a malicious pickle asks for."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
+        return os.system, (f"touch {self.path}",)
+
+
+def wrong_sources(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Files that are no face model, and what the message must say."""
+    arrays = {
+        name.replace("landmark_corners", "landmark_vertices"): array.numpy()
+        for name, array in tiny_face().named_buffers()
+    }
+    arrays |= {"name": np.array("tiny"), "licence": np.array("CC0-1.0"), "expression_names": np.array(["a", "b", "c"])}
+    lacking = {key: array for key, array in arrays.items() if key != "triangles"}
+    np.savez(folder / "missing_key.npz", **lacking)
+    np.savez(folder / "wrong_shape.npz", **{**arrays, "uv": arrays["uv"][:7]})
+    np.savez(folder / "objects.npz", mean=np.array([Command(folder / "ran")], dtype=object))
+    (folder / "text.npz").write_text("no archive")
+    (folder / "text.mat").write_text("no matrix")
+    (folder / "text.h5").write_text("no hierarchy")
+    (folder / "picture.png").write_bytes(b"")
+    (folder / "code.pkl").write_bytes(pickle.dumps({"v_template": Command(folder / "ran")}, protocol=2))
+    (folder / "folder").mkdir()
+    return {
+        "missing_key": (folder / "missing_key.npz", "triangles"),
+        "wrong_shape": (folder / "wrong_shape.npz", r"uv has shape \(7, 2\), expected \(210, 2\)"),
+        "objects": (folder / "objects.npz", "objects.npz"),
+        "text_npz": (folder / "text.npz", "npz"),
+        "text_mat": (folder / "text.mat", "text.mat"),
+        "text_h5": (folder / "text.h5", "text.h5"),
+        "picture": (folder / "picture.png", "a picture, expected a face model"),
+        "code": (folder / "code.pkl", "code.pkl"),
+        "folder": (folder / "folder", "folder"),
+        "absent": (folder / "absent.npz", "no such"),
+    }
+
+
+@pytest.fixture
+def as_users_have_it() -> Iterator[None]:
+    """Without the checks of shapes that only tests make."""
+    before = config.jaxtyping_disable
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", before)
+
+
+WRONG = ["missing_key", "wrong_shape", "objects", "text_npz", "text_mat", "text_h5"]
+WRONG += ["picture", "code", "folder", "absent"]
+
+
+@pytest.mark.usefixtures("as_users_have_it")
+@pytest.mark.parametrize("case", WRONG)
+@pytest.mark.parametrize("action", ["convert", "info", "preview"])
+def test_a_wrong_face_model_is_one_line(tmp_path: Path, case: str, action: str) -> None:
+    source, message = wrong_sources(tmp_path)[case]
+    out = tmp_path / "out" / ("sheet.png" if action == "preview" else "model.npz")
+    more = {"convert": [str(out)], "info": [], "preview": ["--out", str(out)]}[action]
+    before = sorted(tmp_path.rglob("*"))
+    code, text = invoke("model", action, str(source), *more)
+    assert code == 2
+    assert text.startswith(f"error: {source}: ")
+    assert re.search(message, text)
+    assert len(text.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before, "nothing is written, and nothing has run"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model.obj"], "model.obj: expected a name that ends in .npz or .safetensors"),
+        (["model.npz", "--kind", "nobody"], "face model kind 'nobody' is unknown, expected one of procedural, npz"),
+        (["model.npz", "--landmarks", "none.txt"], "none.txt: no such"),
+    ],
+)
+def test_wrong_options_of_convert_are_one_line(
+    face_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, text = invoke("model", "convert", str(face_file), *arguments)
+    assert code == 2
+    assert message in text
+    assert len(text.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_model_preview_of_a_file_and_of_a_workspace(face_file: Path, tmp_path: Path) -> None:
+    create_workspace(tmp_path / "w", preset=preset_path("smoke"))
+    for name, arguments in {"file": [str(face_file)], "workspace": ["--workspace", str(tmp_path / "w")]}.items():
+        out = tmp_path / f"{name}.png"
+        code, text = invoke("model", "preview", *arguments, "--out", str(out))
+        assert (code, text.strip()) == (0, str(out))
+        with Image.open(out) as image:
+            assert image.info["face_model_name"] == {"file": "tiny", "workspace": "procedural"}[name]
 
 
 def test_no_trace_in_a_process_of_its_own(tmp_path: Path, call: Call) -> None:
