@@ -6,6 +6,8 @@ key by one scatter. So the winner is deterministic.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -27,7 +29,7 @@ def rasterize_ids_torch(
     *,
     max_fragments: int = MAX_FRAGMENTS,
 ) -> tuple[Int[Tensor, "B H W"], Float[Tensor, "B H W"]]:
-    """See `Rasterizer`. A triangle that alone has more than `max_fragments` candidates is still tested at once."""
+    """See `Rasterizer`."""
     count, (height, width) = len(vertices), camera.size
     ids = torch.full((count, height, width), -1, dtype=torch.int64, device=vertices.device)
     depth = vertices.new_zeros(ids.shape)
@@ -66,9 +68,7 @@ def _rasterize_some(
     box = candidates[front]
     low, columns, sizes = low.flatten(0, 1)[box], extent.flatten(0, 1)[box, 0], sizes[box]
     keys = torch.full((count * height * width,), EMPTY_KEY, dtype=torch.int64, device=vertices.device)
-    for chunk in _chunks(sizes, max_fragments):
-        owner, place = _enumerate(sizes[chunk])
-        owner = owner + chunk.start
+    for owner, place in _candidate_pixels(sizes, max_fragments):
         row = torch.div(place, columns[owner], rounding_mode="floor")
         x = low[owner, 0] + place - row * columns[owner]
         y = low[owner, 1] + row
@@ -137,21 +137,16 @@ def _cross(first: Tensor, second: Tensor) -> Tensor:
     return torch.stack([y * w - z * v, z * u - x * w, x * v - y * u], -1)
 
 
-def _enumerate(sizes: Int[Tensor, "N"]) -> tuple[Int[Tensor, "M"], Int[Tensor, "M"]]:
-    """For boxes of given sizes: the box of every pixel, and the pixel's place in its box."""
-    owner = torch.repeat_interleave(torch.arange(len(sizes), device=sizes.device), sizes)
-    start = sizes.cumsum(0) - sizes
-    return owner, torch.arange(len(owner), device=sizes.device) - start[owner]
-
-
-def _chunks(sizes: Int[Tensor, "N"], limit: int) -> list[slice]:
-    """Runs of boxes of at most `limit` pixels together; a box larger than that stands alone."""
+def _candidate_pixels(sizes: Int[Tensor, "N"], limit: int) -> Iterator[tuple[Int[Tensor, "M"], Int[Tensor, "M"]]]:
+    """For boxes of given sizes: the box of every pixel and its place there, `limit` pixels at a time."""
     ends = sizes.cumsum(0)
-    chunks, start = [], 0
-    while start < len(sizes):
-        before = int(ends[start - 1]) if start else 0
-        stop = int(torch.searchsorted(ends, before + limit, right=True))
-        stop = max(stop, start + 1)
-        chunks.append(slice(start, stop))
-        start = stop
-    return chunks
+    starts = ends - sizes
+    total = int(sizes.sum())
+    begins = torch.arange(0, total, limit, device=sizes.device)
+    stops = (begins + limit).clamp_max(total)
+    boxes = torch.stack([torch.searchsorted(ends, begins, right=True), torch.searchsorted(ends, stops - 1, right=True)])
+    for begin, first, last in zip(range(0, total, limit), *boxes.tolist()):
+        stop = min(begin + limit, total)
+        inside = ends[first : last + 1].clamp_max(stop) - starts[first : last + 1].clamp_min(begin)
+        owner = torch.arange(first, last + 1, device=sizes.device).repeat_interleave(inside, output_size=stop - begin)
+        yield owner, torch.arange(begin, stop, device=sizes.device) - starts[owner]
