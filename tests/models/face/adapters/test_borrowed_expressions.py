@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import trimesh
 
 from models.face.adapters.assemble import procedural_donor
 from models.face.adapters.borrowed_expressions import borrow_expressions, vertex_normals
@@ -39,6 +40,18 @@ def test_the_procedural_face_gets_its_own_expressions_back(skin: np.ndarray) -> 
 def test_a_larger_face_elsewhere_moves_as_much_more(skin: np.ndarray) -> None:
     expected = 1.3 * procedural_donor().expression_basis.numpy()[:, skin]
     assert worst(borrow(1.3, (0.0, 40.0, -100.0))[:, skin], expected) < 0.12
+
+
+def test_a_finer_mesh_moves_as_the_surface_between_the_donors_vertices(skin: np.ndarray) -> None:
+    donor = procedural_donor()
+    triangles = donor.triangles.numpy()
+    motion = donor.expression_basis.numpy().transpose(1, 0, 2).reshape(donor.vertex_count, -1)
+    outside = triangles[np.isin(triangles, skin).all(1)]
+    mean, finer, values = trimesh.remesh.subdivide(donor.mean.numpy(), outside, vertex_attributes={"motion": motion})
+    parts = np.zeros(len(mean), np.int64)
+    basis, _ = borrow_expressions(mean.astype(np.float32), finer, donor.landmark_mean.numpy(), parts)
+    expected = values["motion"].reshape(len(mean), -1, 3).transpose(1, 0, 2)
+    assert worst(basis[:, donor.vertex_count :], expected[:, donor.vertex_count :]) < 0.085
 
 
 def test_lips_part_when_the_jaw_opens() -> None:
