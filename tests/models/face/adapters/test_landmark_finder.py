@@ -38,6 +38,20 @@ def test_the_points_of_ict_are_found(shared_data: Path, region: int) -> None:
     assert error[17:].max() < 9.0
 
 
+def test_a_face_that_looks_down_is_found_or_refused(shared_data: Path) -> None:
+    """Once the forehead or the neck reaches further than the nose, points elsewhere would be worse than none."""
+    path = shared_data / "face_models" / "ict_facekit_face.npz"
+    if not path.is_file():
+        pytest.skip(f"{path} is missing")
+    with np.load(path) as file:
+        mean, triangles, table = 10.0 * file["mean"], file["triangles"].astype(np.int64), file["landmarks68"]
+    nod = mean @ Rotation.from_euler("xyz", [20.0, 10.0, 5.0], degrees=True).as_matrix().T
+    assert (nod[:, 2] > nod[table[30], 2]).any()
+    assert np.median(np.linalg.norm(locate_landmarks(nod, triangles) - nod[table], axis=1)) < 4.0
+    with pytest.raises(ValueError, match="no face was found"):
+        locate_landmarks(mean @ Rotation.from_euler("x", 25.0, degrees=True).as_matrix().T, triangles)
+
+
 def test_what_is_no_face_is_refused() -> None:
     """A flat square of two metres."""
     side = np.linspace(-1000.0, 1000.0, 60)
