@@ -17,6 +17,20 @@ from torch import Tensor
 LANDMARK_COUNT = 68
 """Points of the iBUG annotation: jaw 0-16, brows 17-26, nose 27-35, eyes 36-47, outer lips 48-59, inner lips 60-67."""
 
+MIRRORED_LANDMARKS = (
+    *range(16, -1, -1),
+    *range(26, 16, -1),
+    *range(27, 31),
+    *range(35, 30, -1),
+    *(45, 44, 43, 42, 47, 46),
+    *(39, 38, 37, 36, 41, 40),
+    *range(54, 47, -1),
+    *range(59, 54, -1),
+    *range(64, 59, -1),
+    *range(67, 64, -1),
+)
+"""Index of every landmark's mirror image; its own inverse."""
+
 PART_NAMES = ("skin", "lips", "brows", "eyes", "mouth")
 """What a vertex belongs to; `MorphableModel.parts` holds indices into this. `mouth` is the inside of the mouth."""
 

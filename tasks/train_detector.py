@@ -16,7 +16,13 @@ from torch import nn
 from models.face.camera import angles_from_rotation
 from models.landmarks.cascade import HierarchicalDetector, detector_content
 from models.landmarks.detector import PROVIDED_SIGMA, Detection
-from models.landmarks.error_model import DetectorErrors, independent_errors, individual_deviation, measure_errors
+from models.landmarks.error_model import (
+    DetectorErrors,
+    FoundFaces,
+    independent_errors,
+    individual_deviation,
+    measure_errors,
+)
 from models.landmarks.framing import box_side, landmark_box, mean_face_shape
 from models.landmarks.head_pose import head_angles
 from models.landmarks.hierarchical import HierarchicalNetwork
@@ -42,6 +48,9 @@ MIN_SAMPLES = 30
 NEIGHBOURHOOD = 3.6
 """Side of what is kept around a face relative to its box; the widest training crop reaches this far."""
 
+FAMILIAR_FACES = 1500
+"""Training photos on which is measured how errors depend on the face."""
+
 MISSED_NME = 0.1
 """A face whose mean error exceeds this fraction of its size counts as missed."""
 
@@ -53,6 +62,11 @@ class AnnotatedPhotos:
     images: list[np.ndarray]
     points: np.ndarray
     yaw_deg: np.ndarray
+
+    def some(self, count: int, *, seed: int) -> AnnotatedPhotos:
+        """At most so many of them, drawn at random."""
+        rows = np.random.default_rng(seed).permutation(len(self.images))[:count]
+        return AnnotatedPhotos([self.images[row] for row in rows], self.points[rows], self.yaw_deg[rows])
 
 
 def train_detector(params: Params, workspace: Workspace) -> None:
@@ -102,6 +116,7 @@ def train_detector(params: Params, workspace: Workspace) -> None:
         metrics, errors, sigma_scale = measure_detector(
             detector,
             validation,
+            familiar=training.some(FAMILIAR_FACES, seed=params.project.seed),
             mean_points=face_model.landmark_mean.numpy(),
             large_pose_deg=section.large_pose_deg,
         )
@@ -224,15 +239,21 @@ def neighbourhood(image: np.ndarray, points: np.ndarray, *, size_px: int) -> tup
 
 
 def measure_detector(
-    detector: HierarchicalDetector, photos: AnnotatedPhotos, *, mean_points: np.ndarray, large_pose_deg: float
+    detector: HierarchicalDetector,
+    photos: AnnotatedPhotos,
+    *,
+    familiar: AnnotatedPhotos,
+    mean_points: np.ndarray,
+    large_pose_deg: float,
 ) -> tuple[dict[str, float | int], DetectorErrors, float]:
-    """Errors on photos that training did not see: numbers, the error model, and the factor that corrects σ."""
-    found = detector.detect(photos.images)
-    hits = [row for row, detection in enumerate(found) if detection is not None]
-    detections: list[Detection] = [found[row] for row in hits]  # type: ignore[misc]
+    """Errors on photos that training did not see: numbers, the error model, and the factor that corrects σ.
+
+    `familiar` photos, which training saw, tell only how errors depend on the face.
+    """
+    hits, detections = _detect(detector, photos)
     default = independent_errors(2 * PROVIDED_SIGMA)
     if not hits:
-        return {"validation_photos": len(found), "validation_found": 0}, default, 1.0
+        return {"validation_photos": len(photos.images), "validation_found": 0}, default, 1.0
     detected, annotated = np.array([one.landmarks for one in detections]), photos.points[hits]
     yaw = photos.yaw_deg[hits]
     errors = (detected - annotated) / box_side(annotated)[:, None, None]
@@ -243,7 +264,7 @@ def measure_detector(
     # A scale makes the predicted errors agree with those made on unseen persons; missed faces are no measure of it.
     scale = float(np.sqrt(np.mean(errors[kept] ** 2) / np.mean(sigma[kept] ** 2))) if kept.any() else 1.0
     numbers: dict[str, float | int] = {
-        "validation_photos": len(found),
+        "validation_photos": len(photos.images),
         "validation_found": len(hits),
         "validation_nme": float(nme.mean()),
         "validation_nme_median": float(np.median(nme)),
@@ -254,15 +275,33 @@ def measure_detector(
         if rows.any():
             numbers[f"validation_nme_{name}"] = float(nme[rows].mean())
     scale = float(np.clip(scale, 0.25, 4.0))
+    known_hits, known = _detect(detector, familiar)
     model = measure_errors(
-        errors,
+        _found_faces(detections, photos, hits, mean_points),
         scale * sigma,
-        yaw,
-        deviation=individual_deviation(annotated, mean_points) / box_side(annotated)[:, None, None],
+        seen_in_training=_found_faces(known, familiar, known_hits, mean_points) if known else None,
         large_pose_deg=large_pose_deg,
         default_sigma=2 * PROVIDED_SIGMA,
     )
     return numbers, model, scale
+
+
+def _detect(detector: HierarchicalDetector, photos: AnnotatedPhotos) -> tuple[list[int], list[Detection]]:
+    found = detector.detect(photos.images)
+    hits = [row for row, detection in enumerate(found) if detection is not None]
+    return hits, [found[row] for row in hits]  # type: ignore[misc]
+
+
+def _found_faces(
+    detections: list[Detection], photos: AnnotatedPhotos, hits: list[int], mean_points: np.ndarray
+) -> FoundFaces:
+    annotated = photos.points[hits]
+    side = box_side(annotated)[:, None, None]
+    return FoundFaces(
+        errors=(np.array([one.landmarks for one in detections]) - annotated) / side,
+        deviation=individual_deviation(annotated, mean_points) / side,
+        yaw_deg=photos.yaw_deg[hits],
+    )
 
 
 def normalized_error(detected: np.ndarray, annotated: np.ndarray) -> np.ndarray:
@@ -283,7 +322,7 @@ def _write_errors(path: Path, errors: DetectorErrors) -> None:
         path,
         covariance=errors.covariance.astype(np.float32),
         bias=errors.bias.astype(np.float32),
-        shrinkage=errors.shrinkage.astype(np.float32),
+        response=errors.response.astype(np.float32),
         sigma=errors.sigma.astype(np.float32),
         large=errors.large,
         count=np.array(errors.count, np.int64),

@@ -162,5 +162,5 @@ def _load_noise(workspace: Workspace) -> LandmarkNoise:
         raise FileNotFoundError(f"{path}: missing; run the stage train_detector first")
     with np.load(path, allow_pickle=False) as file:
         return LandmarkNoise.build(
-            **{key: torch.from_numpy(file[key]) for key in ("covariance", "bias", "shrinkage", "sigma", "large")}
+            **{key: torch.from_numpy(file[key]) for key in ("covariance", "bias", "response", "sigma", "large")}
         )

@@ -1,5 +1,7 @@
-"""How a detector errs, for small and large poses: bias, and the covariance of errors in units of the error it expects.
+"""How a detector errs, for small and large poses: what it does to a face, bias, and the covariance of what is left.
 
+A detector that has learned from many faces draws every face towards what it expects: broad motions are seen, fine
+individual ones hardly. These errors depend on the face; taken for noise they would hide what the points still tell.
 A covered mouth makes some points wrong by much and says so in their confidence, while most faces are found well. One
 covariance of plain errors would call all of them mediocre; so expected errors are kept as they occurred, face by face.
 """
@@ -27,24 +29,42 @@ CLIP = 0.25
 
 POSE_CROP_PX = 224
 
-POOLED_FACES = 10.0
-"""Faces' worth of the common value in every point's shrinkage."""
+DIRECTIONS = 60
+"""Principal directions of the individual deviations on which errors may depend; what lies beyond is below a tenth of a
+pixel."""
 
-MAX_SHRINKAGE = 0.9
+RIDGE_FACES = 20.0
+"""Faces' worth of the belief that errors do not depend on the face."""
 
 RELATIVE_CLIP = 4.0
 """Errors beyond so many expected ones are outliers that no covariance describes."""
 
+COORDINATES = 2 * LANDMARK_COUNT
+
+
+@dataclass(frozen=True)
+class FoundFaces:
+    """Faces whose points are known, as a detector found them. Units: larger sides of the points' boxes."""
+
+    errors: Float[np.ndarray, "N 68 2"]
+    """Detected less true points."""
+    deviation: Float[np.ndarray, "N 68 2"]
+    """What makes each face individual, see `individual_deviation`."""
+    yaw_deg: Float[np.ndarray, "N"]
+
 
 @dataclass(frozen=True)
 class DetectorErrors:
-    """Errors x0, y0, x1, … as fractions of the larger side of the landmarks' box; index 0 small poses, 1 large ones."""
+    """Errors x0, y0, x1, … as fractions of the larger side of the landmarks' box; index 0 small poses, 1 large ones.
+
+    Convention: of faces with a yaw of zero or more. Others err in mirror image.
+    """
 
     covariance: Float[np.ndarray, "2 136 136"]
-    """Of errors less bias, each divided by the error that the detector expected."""
+    """Of what is left of the errors, each divided by the error that the detector expected."""
     bias: Float[np.ndarray, "2 136"]
-    shrinkage: Float[np.ndarray, "2 68"]
-    """Share of a face's individual deviation that its points leave out: a detector draws faces towards the mean."""
+    response: Float[np.ndarray, "2 136 136"]
+    """Error per individual deviation: -1 on the diagonal is a point whose individual place is not seen at all."""
     sigma: Float[np.ndarray, "N 68"]
     """Expected errors of the points of N faces, from which a simulation may draw."""
     large: Bool[np.ndarray, "N"]
@@ -55,51 +75,55 @@ class DetectorErrors:
 
 def independent_errors(sigma: float) -> DetectorErrors:
     """Noise without bias, the same for every coordinate."""
-    size = 2 * LANDMARK_COUNT
-    covariance = np.broadcast_to(np.eye(size), (2, size, size)).copy()
+    covariance = np.broadcast_to(np.eye(COORDINATES), (2, COORDINATES, COORDINATES)).copy()
     stock = np.full((2, LANDMARK_COUNT), sigma)
     return DetectorErrors(
-        covariance, np.zeros((2, size)), np.zeros((2, LANDMARK_COUNT)), stock, np.array([False, True]), (0, 0)
+        covariance, np.zeros((2, COORDINATES)), np.zeros_like(covariance), stock, np.array([False, True]), (0, 0)
     )
 
 
 def measure_errors(
-    errors: Float[np.ndarray, "N 68 2"],
+    faces: FoundFaces,
     sigma: Float[np.ndarray, "N 68"],
-    yaw_deg: Float[np.ndarray, "N"],
     *,
-    deviation: Float[np.ndarray, "N 68 2"],
+    seen_in_training: FoundFaces | None = None,
     large_pose_deg: float,
     default_sigma: float,
 ) -> DetectorErrors:
-    """Noise model from (detected - annotated) / larger box side, and the errors that the detector expected.
+    """Error model from faces that the detector was not trained on, and the errors that it expected of them.
 
-    `deviation` is what makes each face individual, in the same unit, see `individual_deviation`.
-    Every face counts mirrored, too, as a mirrored face would err. The correlations are shrunk towards zero by the
+    `seen_in_training`: how errors depend on the face is much the same on faces that the detector knows, of which there
+    are many more; how large they are is not, so these say nothing else.
+    Small poses count mirrored, too, as a mirrored face would err. The correlations are shrunk towards zero by the
     amount that minimises their expected error. A group of fewer than `MIN_FACES` is described by the other one.
-    Source: Schäfer and Strimmer 2005, target D.
+    Source: Schäfer and Strimmer 2005, target D, for the covariance; the response is a ridge regression.
     """
     noise = independent_errors(default_sigma)
-    large = np.abs(yaw_deg) > large_pose_deg
-    groups = [np.flatnonzero(~large), np.flatnonzero(large)]
-    enough = [rows for rows in groups if len(rows) >= MIN_FACES]
+    groups = [np.abs(faces.yaw_deg) <= large_pose_deg, np.abs(faces.yaw_deg) > large_pose_deg]
+    enough = [number for number, rows in enumerate(groups) if rows.sum() >= MIN_FACES]
     if not enough:
         return noise
     stock, flags = [], []
-    for number, group in enumerate(groups):
-        rows = group if len(group) >= MIN_FACES else enough[0]
-        expected = np.concatenate([sigma[rows], sigma[rows][:, FLIP_PERMUTATION]])
-        clipped, own = np.clip(errors[rows], -CLIP, CLIP), deviation[rows]
-        noise.shrinkage[number] = _shrinkage(clipped, own)
-        plain = _with_mirrored(clipped + noise.shrinkage[number][:, None] * own)
-        noise.bias[number] = plain.mean(0)
-        relative = (plain - noise.bias[number]) / np.repeat(expected, 2, axis=1)
-        noise.covariance[number] = _covariance(np.clip(relative, -RELATIVE_CLIP, RELATIVE_CLIP))
+    for number in range(2):
+        source = number if number in enough else enough[0]
+        rows, both = groups[source], source == 0
+        expected = _as_if_turned_left(sigma[rows, :, None], faces.yaw_deg[rows], both=both)[..., 0]
+        errors, deviation = _aligned(faces, rows, both=both)
+        teachers = [(errors, deviation)]
+        if seen_in_training is not None:
+            known = (np.abs(seen_in_training.yaw_deg) > large_pose_deg) == bool(source)
+            teachers.append(_aligned(seen_in_training, known, both=both))
+        noise.response[number] = _response(teachers)
+        left = errors - deviation @ noise.response[number].T
+        noise.bias[number] = left.mean(0)
+        relative = (left - noise.bias[number]) / np.repeat(expected, 2, axis=1)
+        relative = np.clip(relative, -RELATIVE_CLIP, RELATIVE_CLIP)
+        noise.covariance[number] = _covariance(relative, observations=int(rows.sum()))
         stock.append(expected)
         flags.append(np.full(len(expected), bool(number)))
-    counts = (len(groups[0]), len(groups[1]))
+    counts = (int(groups[0].sum()), int(groups[1].sum()))
     return DetectorErrors(
-        noise.covariance, noise.bias, noise.shrinkage, np.concatenate(stock), np.concatenate(flags), counts
+        noise.covariance, noise.bias, noise.response, np.concatenate(stock), np.concatenate(flags), counts
     )
 
 
@@ -117,32 +141,52 @@ def individual_deviation(
     return (affine_residual(inside, reference) * affine[:, :1, :1]).numpy()
 
 
-def _shrinkage(errors: Float[np.ndarray, "M 68 2"], deviation: Float[np.ndarray, "M 68 2"]) -> Float[np.ndarray, "68"]:
-    """Regression of errors on deviations, per point and its mirror image; few faces lean on all points together."""
-    product = -(errors * deviation).sum((0, 2))
-    power = (deviation**2).sum((0, 2))
-    product, power = product + product[FLIP_PERMUTATION], power + power[FLIP_PERMUTATION]
-    common = product.sum() / max(power.sum(), 1e-12)
-    weight = POOLED_FACES / len(errors) * power.mean()
-    return np.clip((product + weight * common) / np.maximum(power + weight, 1e-12), 0.0, MAX_SHRINKAGE)
+def _aligned(
+    faces: FoundFaces, rows: Bool[np.ndarray, "N"], *, both: bool
+) -> tuple[Float[np.ndarray, "M 136"], Float[np.ndarray, "M 136"]]:
+    """Errors and deviations of some faces as if they were turned to one side."""
+    sign = np.array([-1.0, 1.0])
+    errors, deviation = (
+        _as_if_turned_left(values[rows], faces.yaw_deg[rows], both=both, sign=sign).reshape(-1, COORDINATES)
+        for values in (np.clip(faces.errors, -CLIP, CLIP), faces.deviation)
+    )
+    return errors, deviation
 
 
-def _with_mirrored(errors: Float[np.ndarray, "N 68 2"]) -> Float[np.ndarray, "M 136"]:
-    mirrored = errors[:, FLIP_PERMUTATION] * np.array([-1.0, 1.0])
-    return np.concatenate([errors, mirrored]).reshape(2 * len(errors), -1)
+def _as_if_turned_left(
+    values: Float[np.ndarray, "N 68 C"], yaw_deg: Float[np.ndarray, "N"], *, both: bool, sign: np.ndarray | float = 1.0
+) -> Float[np.ndarray, "M 68 C"]:
+    """Values of faces with a negative yaw in mirror image; with `both`, the mirror images of all follow."""
+    mirrored = values[:, FLIP_PERMUTATION] * sign
+    turned = np.where((yaw_deg < 0.0)[:, None, None], mirrored, values)
+    if not both:
+        return turned
+    return np.concatenate([turned, turned[:, FLIP_PERMUTATION] * sign])
 
 
-def _covariance(errors: Float[np.ndarray, "M 136"]) -> Float[np.ndarray, "136 136"]:
-    """Second moments, with correlations shrunk; errors have no mean."""
+def _response(
+    teachers: list[tuple[Float[np.ndarray, "_ 136"], Float[np.ndarray, "_ 136"]]],
+) -> Float[np.ndarray, "136 136"]:
+    """Ridge regression of errors on the principal directions of the deviations, each teacher with its own bias."""
+    errors = np.concatenate([error - error.mean(0) for error, _ in teachers if len(error)])
+    deviation = np.concatenate([own for _, own in teachers])
+    _, length, directions = np.linalg.svd(deviation, full_matrices=False)
+    directions, power = directions[:DIRECTIONS], length[:DIRECTIONS] ** 2
+    ridge = RIDGE_FACES * power.mean() / len(deviation) + 1e-12
+    parts = deviation @ directions.T
+    slopes = np.linalg.solve(parts.T @ parts + ridge * np.eye(len(directions)), parts.T @ errors)
+    return np.asarray((directions.T @ slopes).T)
+
+
+def _covariance(errors: Float[np.ndarray, "M 136"], *, observations: int) -> Float[np.ndarray, "136 136"]:
+    """Second moments, with correlations shrunk; errors have no mean. A face and its mirror are one observation."""
     deviation = np.maximum(np.sqrt(np.mean(errors**2, axis=0)), 1e-6)
     whitened = errors / deviation
-    # A face and its mirror image are one observation.
-    count = len(errors) / 2
     correlation = whitened.T @ whitened / len(errors)
-    variance = ((whitened**2).T @ (whitened**2) / len(errors) - correlation**2) / max(count - 1.0, 1.0)
+    variance = ((whitened**2).T @ (whitened**2) / len(errors) - correlation**2) / max(observations - 1.0, 1.0)
     off_diagonal = ~np.eye(len(correlation), dtype=bool)
     power = (correlation[off_diagonal] ** 2).sum()
     # With fewer faces than coordinates the correlations are singular, so a little shrinkage there always is.
-    shrinkage = float(np.clip(variance[off_diagonal].sum() / max(power, 1e-12), 1.0 / (count + 1.0), 1.0))
+    shrinkage = float(np.clip(variance[off_diagonal].sum() / max(power, 1e-12), 1.0 / (observations + 1.0), 1.0))
     shrunk = np.where(off_diagonal, (1.0 - shrinkage) * correlation, 1.0)
     return np.asarray(shrunk * deviation[:, None] * deviation)

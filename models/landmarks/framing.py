@@ -12,23 +12,12 @@ import cv2
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
+from models.types import MIRRORED_LANDMARKS
+
 FRAME_SCALE = 1.25
 """Side of the tight frame relative to the larger side of the upright landmarks' box."""
 
-FLIP_PERMUTATION = np.array(
-    [
-        *range(16, -1, -1),
-        *range(26, 16, -1),
-        *range(27, 31),
-        *range(35, 30, -1),
-        *(45, 44, 43, 42, 47, 46),
-        *(39, 38, 37, 36, 41, 40),
-        *range(54, 47, -1),
-        *range(59, 54, -1),
-        *range(64, 59, -1),
-        *range(67, 64, -1),
-    ]
-)
+FLIP_PERMUTATION = np.array(MIRRORED_LANDMARKS)
 """Index of every point's mirror image; its own inverse."""
 
 

@@ -19,7 +19,7 @@ from models.face.camera import CAMERA_DISTANCE_MM, FOCAL_PER_SIZE, angles_from_r
 from models.face.crop import apply_affine, crop_affine
 from models.face.morphable import MorphableModel
 from models.face.sampling import sample_rotation
-from models.types import LANDMARK_COUNT, Camera
+from models.types import LANDMARK_COUNT, MIRRORED_LANDMARKS, Camera
 
 POSE_SIZE = 6
 """Rotation (3) and position (3)."""
@@ -155,13 +155,16 @@ def place(position: Float[Tensor, "B 3"]) -> Float[Tensor, "B 3"]:
 
 @dataclass(frozen=True)
 class LandmarkNoise:
-    """How a detector errs, as fractions of the larger side of the landmarks' box; index 0 below 30° of yaw, 1 above."""
+    """How a detector errs, as fractions of the larger side of the landmarks' box; index 0 below 30° of yaw, 1 above.
+
+    Convention: on faces with a yaw of zero or more; on others it errs in mirror image.
+    """
 
     factor: Float[Tensor, "2 136 136"]
     """Cholesky factor of the covariance of errors, each in units of the error that the detector expects."""
     bias: Float[Tensor, "2 136"]
-    shrinkage: Float[Tensor, "2 68"]
-    """Share of what is individual about a face that its detected points leave out, see `affine_residual`."""
+    response: Float[Tensor, "2 136 136"]
+    """Error per unit of what is individual about a face, see `affine_residual`."""
     sigma: tuple[Float[Tensor, "N 68"], Float[Tensor, "M 68"]]
     """Expected errors as they occur together on one face."""
 
@@ -170,7 +173,7 @@ class LandmarkNoise:
         *,
         covariance: Float[Tensor, "2 136 136"],
         bias: Float[Tensor, "2 136"],
-        shrinkage: Float[Tensor, "2 68"],
+        response: Float[Tensor, "2 136 136"],
         sigma: Float[Tensor, "N 68"],
         large: Bool[Tensor, "N"],
     ) -> LandmarkNoise:
@@ -183,7 +186,7 @@ class LandmarkNoise:
         return LandmarkNoise(
             factor=factor.float(),
             bias=bias.float(),
-            shrinkage=shrinkage.float(),
+            response=response.float(),
             sigma=(sigma[~large], sigma[large]),
         )
 
@@ -247,17 +250,23 @@ def simulate_faces(
         for shape in (points, model.landmark_mean.expand_as(points))
     )
     side = (true_points.amax(1) - true_points.amin(1)).amax(1)
-    large = (angles_from_rotation(rotation)[:, 0].abs() > LARGE_YAW).long()
+    yaw = angles_from_rotation(rotation)[:, 0]
+    large = (yaw.abs() > LARGE_YAW).long()
     drawn = torch.rand(count, generator=generator)
     stock = [group[(drawn * len(group)).long()] for group in noise.sigma]
     # The spread keeps the branch useful for photos that are better or worse than those the detector was measured on.
     sigma = torch.where(large[:, None] == 1, stock[1], stock[0])
     sigma = sigma * torch.exp(0.25 * torch.randn(count, 1, generator=generator))
     unit = torch.randn(count, 2 * LANDMARK_COUNT, 1, generator=generator)
-    error = sigma.repeat_interleave(2, 1) * (noise.factor[large] @ unit)[..., 0] + noise.bias[large]
-    # A detector that has seen many faces draws every face somewhat towards the common one.
-    drawn_in = noise.shrinkage[large][..., None] * affine_residual(true_points, mean_points)
-    noisy = true_points - drawn_in + side[:, None, None] * error.unflatten(1, (LANDMARK_COUNT, 2))
+    individual = _mirror_where(yaw < 0.0, affine_residual(true_points, mean_points) / side[:, None, None])
+    # A detector that has seen many faces draws every face towards the common one, most of all in its fine motions.
+    error = (
+        (noise.response[large] @ individual.flatten(1)[..., None])[..., 0]
+        + noise.bias[large]
+        + sigma.repeat_interleave(2, 1) * (noise.factor[large] @ unit)[..., 0]
+    )
+    noisy = true_points + side[:, None, None] * _mirror_where(yaw < 0.0, error.unflatten(1, (LANDMARK_COUNT, 2)))
+    sigma = torch.where((yaw < 0.0)[:, None], sigma[:, list(MIRRORED_LANDMARKS)], sigma)
     affine = torch.linalg.inv(crop_affine(noisy, size_px=size_px, scale=crop_scale))
     return SimulatedFaces(
         landmarks=apply_affine(affine, noisy),
@@ -267,3 +276,8 @@ def simulate_faces(
         expression=expression,
         rotation=rotation,
     )
+
+
+def _mirror_where(chosen: Bool[Tensor, "B"], offsets: Float[Tensor, "B 68 2"]) -> Float[Tensor, "B 68 2"]:
+    mirrored = offsets[:, list(MIRRORED_LANDMARKS)] * offsets.new_tensor([-1.0, 1.0])
+    return torch.where(chosen[:, None, None], mirrored, offsets)

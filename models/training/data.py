@@ -12,18 +12,7 @@ from models.face.camera import crop_camera
 from models.face.crop import inside_photo
 from models.face.morphable import MorphableModel
 from models.rendering.shade import vertex_normals
-from models.types import Batch, Scan
-
-MIRRORED_LANDMARKS = (
-    *range(16, -1, -1),
-    *range(26, 16, -1),
-    *range(27, 31),
-    *range(35, 30, -1),
-    *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),
-    *(54, 53, 52, 51, 50, 49, 48, 59, 58, 57, 56, 55),
-    *(64, 63, 62, 61, 60, 67, 66, 65),
-)
-"""Which iBUG point each one becomes in a mirrored photo."""
+from models.types import MIRRORED_LANDMARKS, Batch, Scan
 
 JITTER = 0.15
 """Range of random brightness and contrast on labelled crops, of which there are few."""

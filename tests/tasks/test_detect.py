@@ -95,7 +95,7 @@ class TestTrainDetector:
         with np.load(folder / "noise.npz", allow_pickle=False) as noise:
             assert noise["covariance"].shape == (2, 136, 136)
             assert noise["bias"].shape == (2, 136)
-            assert noise["shrinkage"].shape == (2, 68)
+            assert noise["response"].shape == (2, 136, 136)
             assert np.linalg.eigvalsh(noise["covariance"]).min() > 0
             assert noise["sigma"].shape == (len(noise["large"]), 68)
             assert noise["sigma"].min() > 0

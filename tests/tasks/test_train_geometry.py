@@ -38,7 +38,7 @@ def write_noise(workspace: Workspace, *, variance: float = 1.0) -> None:
         folder / "noise.npz",
         covariance=np.tile(variance * np.eye(136), (2, 1, 1)),
         bias=np.zeros((2, 136)),
-        shrinkage=np.zeros((2, 68)),
+        response=np.zeros((2, 136, 136)),
         sigma=np.full((2, 68), 0.004, np.float32),
         large=np.array([False, True]),
     )

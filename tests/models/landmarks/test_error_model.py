@@ -9,6 +9,7 @@ from models.face.camera import crop_camera, project, rotation_from_angles, to_ca
 from models.face.procedural import procedural_face
 from models.landmarks.error_model import (
     DetectorErrors,
+    FoundFaces,
     independent_errors,
     individual_deviation,
     measure_errors,
@@ -24,9 +25,8 @@ def simulate(count: int, *, sigma: float, bias: float, seed: int = 0) -> np.ndar
 
 def measure(errors: np.ndarray, sigma: float | np.ndarray, yaw_deg: np.ndarray) -> DetectorErrors:
     expected = np.broadcast_to(sigma, (len(errors), 68)).copy()
-    return measure_errors(
-        errors, expected, yaw_deg, deviation=np.zeros_like(errors), large_pose_deg=30.0, default_sigma=0.02
-    )
+    faces = FoundFaces(errors, np.zeros_like(errors), yaw_deg)
+    return measure_errors(faces, expected, large_pose_deg=30.0, default_sigma=0.02)
 
 
 def test_finds_variance_and_correlation() -> None:
@@ -57,15 +57,36 @@ def test_few_faces_shrink_chance_correlations() -> None:
     assert np.linalg.eigvalsh(found.covariance[0]).min() > 0
 
 
-def test_groups_by_pose_and_mirrors() -> None:
+def test_groups_by_pose() -> None:
     errors = np.concatenate([simulate(400, sigma=0.01, bias=0.0), simulate(400, sigma=0.03, bias=0.01, seed=1)])
-    found = measure(errors, 0.01, np.repeat([5.0, -60.0], 400))
+    found = measure(errors, 0.01, np.repeat([5.0, 60.0], 400))
     assert np.sqrt(np.trace(found.covariance[1])) > 2 * np.sqrt(np.trace(found.covariance[0]))
-    bias = found.bias[1].reshape(68, 2)
-    # Mirrored errors count as well: no sideways bias but an antisymmetric one is left.
+    np.testing.assert_allclose(found.bias[1], 0.01, atol=0.006)
+    assert found.count == (400, 400)
+    # Small poses count mirrored, too.
+    assert (~found.large).sum() == 800
+    assert found.large.sum() == 400
+
+
+def test_small_poses_err_alike_in_the_mirror() -> None:
+    found = measure(simulate(400, sigma=0.01, bias=0.01), 0.01, np.linspace(-20, 20, 400))
+    bias = found.bias[0].reshape(68, 2)
     np.testing.assert_allclose(bias[:, 0], -bias[FLIP_PERMUTATION, 0], atol=1e-12)
-    np.testing.assert_allclose(bias[:, 1], 0.01, atol=0.006)
-    assert found.large.sum() == (~found.large).sum() == 800
+
+
+def test_faces_turned_to_the_right_count_in_mirror_image() -> None:
+    random = np.random.default_rng(2)
+    turned_left = 0.01 * random.normal(size=(600, 68, 2)) + np.linspace(0.0, 0.05, 68)[:, None]
+    sigma = np.tile(np.linspace(0.01, 0.02, 68), (600, 1))
+    right = np.arange(600) % 2 == 1
+    errors, expected = turned_left.copy(), sigma.copy()
+    errors[right] = turned_left[right][:, FLIP_PERMUTATION] * [-1.0, 1.0]
+    expected[right] = sigma[right][:, FLIP_PERMUTATION]
+    plain = measure(turned_left, sigma, np.full(600, 50.0))
+    found = measure(errors, expected, np.where(right, -50.0, 50.0))
+    np.testing.assert_allclose(found.bias[1], plain.bias[1])
+    np.testing.assert_allclose(found.covariance[1], plain.covariance[1])
+    np.testing.assert_allclose(found.sigma, plain.sigma)
 
 
 def test_a_group_without_faces_borrows_from_the_other() -> None:
@@ -81,17 +102,42 @@ def test_without_faces_the_default_stands() -> None:
     np.testing.assert_allclose(found.sigma, 0.02)
 
 
-def test_finds_how_far_faces_are_drawn_to_the_mean() -> None:
-    random = np.random.default_rng(5)
-    deviation = 0.02 * random.normal(size=(1500, 68, 2))
-    share = np.where(np.arange(68) < 17, 0.6, 0.2)[:, None]
-    errors = -share * deviation + 0.01 * random.normal(size=(1500, 68, 2))
-    found = measure_errors(
-        errors, np.full((1500, 68), 0.01), np.zeros(1500), deviation=deviation, large_pose_deg=30.0, default_sigma=0.02
-    )
-    np.testing.assert_allclose(found.shrinkage[0], share[:, 0], atol=0.06)
+def drawn_in(count: int, *, seed: int, noise: float, gain: float = 1.0) -> FoundFaces:
+    """Faces with five motions: the first is found, the last are lost; the third makes points err elsewhere."""
+    random = np.random.default_rng(seed)
+    motions = np.linalg.qr(np.random.default_rng(99).normal(size=(136, 136)))[0][:5]
+    strength = random.normal(size=(count, 5)) * [0.3, 0.2, 0.2, 0.1, 0.1]
+    lost = gain * np.array([0.0, 0.4, 0.0, 0.8, 0.8])
+    errors = -(strength * lost) @ motions + 0.5 * gain * strength[:, 2:3] * motions[1]
+    errors = errors + noise * random.normal(size=errors.shape)
+    return FoundFaces(errors.reshape(-1, 68, 2), (strength @ motions).reshape(-1, 68, 2), np.full(count, 45.0))
+
+
+def test_finds_what_the_detector_does_to_a_face() -> None:
+    faces = drawn_in(900, seed=1, noise=0.002)
+    found = measure_errors(faces, np.full((900, 68), 0.002), large_pose_deg=30.0, default_sigma=0.02)
+    motions = np.linalg.qr(np.random.default_rng(99).normal(size=(136, 136)))[0][:5]
+    response = motions @ found.response[1] @ motions.T
+    expected = np.diag([0.0, -0.4, 0.0, -0.8, -0.8])
+    expected[1, 2] = 0.5
+    np.testing.assert_allclose(response, expected, atol=0.05)
     # What is left is the noise alone.
-    np.testing.assert_allclose(np.sqrt(np.diagonal(found.covariance[0])), 1.0, rtol=0.15)
+    np.testing.assert_allclose(np.sqrt(np.diagonal(found.covariance[1])), 1.0, rtol=0.15)
+
+
+def test_familiar_faces_tell_the_response_but_not_the_noise() -> None:
+    few, many = drawn_in(12, seed=1, noise=0.004), drawn_in(1500, seed=2, noise=0.001)
+    settings = {"large_pose_deg": 30.0, "default_sigma": 0.02}
+    sigma = np.full((12, 68), 0.004)
+    alone, helped = (
+        measure_errors(few, sigma, seen_in_training=others, **settings)  # type: ignore[arg-type]
+        for others in (None, many)
+    )
+    fresh = drawn_in(500, seed=3, noise=0.0)
+    truth, deviation = fresh.errors.reshape(500, -1), fresh.deviation.reshape(500, -1)
+    missed = [np.square(truth - deviation @ found.response[1].T).mean() for found in (alone, helped)]
+    assert missed[1] < 0.1 * missed[0]
+    assert np.sqrt(np.diagonal(helped.covariance[1])).mean() > 0.8
 
 
 def test_the_mean_face_has_nothing_individual_in_any_pose() -> None:

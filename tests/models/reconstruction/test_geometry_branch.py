@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from kornia.geometry.conversions import axis_angle_to_rotation_matrix
@@ -27,6 +29,7 @@ from models.reconstruction.geometry_branch import (
     place,
     simulate_faces,
 )
+from models.types import MIRRORED_LANDMARKS
 
 SIZE_PX = 64
 
@@ -35,7 +38,7 @@ def noise_of(sigma: float, *, bias: float = 0.0, shrinkage: float = 0.0) -> Land
     return LandmarkNoise.build(
         covariance=torch.stack([torch.eye(136), 4 * torch.eye(136)]),
         bias=torch.full((2, 136), bias),
-        shrinkage=torch.full((2, 68), shrinkage),
+        response=-shrinkage * torch.eye(136).expand(2, -1, -1),
         sigma=torch.full((2, 68), sigma),
         large=torch.tensor([False, True]),
     )
@@ -155,7 +158,7 @@ def test_the_branch_computes_in_32_bits_under_autocast(face: MorphableModel) -> 
 PLAIN = {
     "covariance": torch.eye(136).expand(2, -1, -1),
     "bias": torch.zeros(2, 136),
-    "shrinkage": torch.zeros(2, 68),
+    "response": torch.zeros(2, 136, 136),
     "sigma": torch.full((2, 68), 0.01),
     "large": torch.tensor([False, True]),
 }
@@ -187,10 +190,10 @@ def box_sides(points: Tensor) -> Tensor:
 def test_simulated_errors_have_the_given_size_in_both_yaw_ranges(face: MorphableModel) -> None:
     faces = faces_of(face, 3000, noise_of(0.01, bias=0.003))
     error = (faces.landmarks - faces.truth) / box_sides(faces.truth)[:, None, None]
-    yaw = torch.atan2(
-        -axis_angle_to_rotation_matrix(faces.rotation)[:, 2, 0], axis_angle_to_rotation_matrix(faces.rotation)[:, 2, 2]
-    ).abs()
-    large = yaw > torch.pi / 6
+    yaw = angles_from_rotation(faces.rotation)[:, 0]
+    large = yaw.abs() > torch.pi / 6
+    # Faces turned to the right err in mirror image.
+    error[..., 0] *= torch.where(yaw < 0.0, -1.0, 1.0)[:, None]
     assert 0.1 < large.float().mean() < 0.4
     # The strength of a face is log-normal with σ = 0.25: its mean square is exp(2 · 0.25²).
     spread = (1.1331) ** 0.5
@@ -206,6 +209,20 @@ def test_simulated_faces_are_drawn_to_the_mean(face: MorphableModel) -> None:
     assert moved.square().mean().sqrt() > 0.002
     # The common motions are left alone: the middle of the face stays.
     torch.testing.assert_close(moved.mean(1), torch.zeros(300, 2), atol=1e-4, rtol=0)
+
+
+def test_faces_turned_to_the_right_err_in_mirror_image(face: MorphableModel) -> None:
+    ramp = torch.linspace(-0.05, 0.05, 68)
+    noise = noise_of(1e-7)
+    noise = replace(noise, bias=torch.stack([ramp, 0.5 * ramp], 1).flatten().expand(2, -1))
+    faces = faces_of(face, 200, noise)
+    moved = (faces.landmarks - faces.truth) / box_sides(faces.truth)[:, None, None]
+    right = angles_from_rotation(faces.rotation)[:, 0] < 0.0
+    assert 50 < right.sum() < 150
+    expected = torch.stack([ramp, 0.5 * ramp], 1)
+    torch.testing.assert_close(moved[~right], expected.expand(int((~right).sum()), -1, -1), atol=1e-4, rtol=0)
+    mirrored = expected[list(MIRRORED_LANDMARKS)] * torch.tensor([-1.0, 1.0])
+    torch.testing.assert_close(moved[right], mirrored.expand(int(right.sum()), -1, -1), atol=1e-4, rtol=0)
 
 
 def test_an_affine_map_leaves_no_residual() -> None:

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.face.morphable import MorphableModel
-from models.training.data import JITTER, MIRRORED_LANDMARKS, CropSet, draw_indices, make_batch, split_counts
+from models.training.data import JITTER, CropSet, draw_indices, make_batch, split_counts
+from models.types import MIRRORED_LANDMARKS
 from tests.tiny_face import tiny_crops
 
 SIZE_PX = 16
