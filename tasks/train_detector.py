@@ -15,7 +15,7 @@ from torch import nn
 
 from models.face.camera import angles_from_rotation
 from models.landmarks.cascade import HierarchicalDetector, detector_content
-from models.landmarks.detector import PROVIDED_SIGMA, Detection
+from models.landmarks.detector import CONFIDENCE_SIGMA, PROVIDED_SIGMA, Detection
 from models.landmarks.error_model import (
     DetectorErrors,
     FoundFaces,
@@ -259,7 +259,7 @@ def measure_detector(
     errors = (detected - annotated) / box_side(annotated)[:, None, None]
     nme = normalized_error(detected, annotated)
     large = np.abs(yaw) > large_pose_deg
-    sigma = 0.02 * np.sqrt(1.0 / np.array([one.confidence for one in detections]) - 1.0)
+    sigma = expected_errors(detections)
     kept = nme < MISSED_NME
     # A scale makes the predicted errors agree with those made on unseen persons; missed faces are no measure of it.
     scale = float(np.sqrt(np.mean(errors[kept] ** 2) / np.mean(sigma[kept] ** 2))) if kept.any() else 1.0
@@ -277,9 +277,8 @@ def measure_detector(
     scale = float(np.clip(scale, 0.25, 4.0))
     known_hits, known = _detect(detector, familiar)
     model = measure_errors(
-        _found_faces(detections, photos, hits, mean_points),
-        scale * sigma,
-        seen_in_training=_found_faces(known, familiar, known_hits, mean_points) if known else None,
+        _found_faces(detections, photos, hits, mean_points, sigma_scale=scale),
+        seen_in_training=_found_faces(known, familiar, known_hits, mean_points, sigma_scale=scale) if known else None,
         large_pose_deg=large_pose_deg,
         default_sigma=2 * PROVIDED_SIGMA,
     )
@@ -293,15 +292,26 @@ def _detect(detector: HierarchicalDetector, photos: AnnotatedPhotos) -> tuple[li
 
 
 def _found_faces(
-    detections: list[Detection], photos: AnnotatedPhotos, hits: list[int], mean_points: np.ndarray
+    detections: list[Detection],
+    photos: AnnotatedPhotos,
+    hits: list[int],
+    mean_points: np.ndarray,
+    *,
+    sigma_scale: float,
 ) -> FoundFaces:
     annotated = photos.points[hits]
     side = box_side(annotated)[:, None, None]
     return FoundFaces(
         errors=(np.array([one.landmarks for one in detections]) - annotated) / side,
         deviation=individual_deviation(annotated, mean_points) / side,
+        sigma=sigma_scale * expected_errors(detections),
         yaw_deg=photos.yaw_deg[hits],
     )
+
+
+def expected_errors(detections: list[Detection]) -> np.ndarray:
+    """What the detector expected of each point, (N, 68) larger sides of the points' boxes."""
+    return CONFIDENCE_SIGMA * np.sqrt(1.0 / np.array([one.confidence for one in detections]) - 1.0)
 
 
 def normalized_error(detected: np.ndarray, annotated: np.ndarray) -> np.ndarray:

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 
-from models.face.camera import crop_camera, project, to_camera_space
+from models.face.camera import crop_camera, to_camera_space
 from models.face.crop import apply_affine, crop_affine
 from models.landmarks.framing import FLIP_PERMUTATION
 from models.reconstruction.fit import fit_pose
-from models.reconstruction.geometry_branch import affine_residual
+from models.reconstruction.geometry_branch import pose_residual, with_depth
 from models.types import LANDMARK_COUNT
 
 MIN_FACES = 8
@@ -50,6 +50,8 @@ class FoundFaces:
     """Detected less true points."""
     deviation: Float[np.ndarray, "N 68 2"]
     """What makes each face individual, see `individual_deviation`."""
+    sigma: Float[np.ndarray, "N 68"]
+    """Errors that the detector expected."""
     yaw_deg: Float[np.ndarray, "N"]
 
 
@@ -84,16 +86,15 @@ def independent_errors(sigma: float) -> DetectorErrors:
 
 def measure_errors(
     faces: FoundFaces,
-    sigma: Float[np.ndarray, "N 68"],
     *,
     seen_in_training: FoundFaces | None = None,
     large_pose_deg: float,
     default_sigma: float,
 ) -> DetectorErrors:
-    """Error model from faces that the detector was not trained on, and the errors that it expected of them.
+    """Error model from faces that the detector was not trained on.
 
-    `seen_in_training`: how errors depend on the face is much the same on faces that the detector knows, of which there
-    are many more; how large they are is not, so these say nothing else.
+    `seen_in_training`: how errors depend on the face and go together is much the same on faces that the detector knows,
+    of which there are many more; how large they are is not, so these say nothing of it.
     Small poses count mirrored, too, as a mirrored face would err. The correlations are shrunk towards zero by the
     amount that minimises their expected error. A group of fewer than `MIN_FACES` is described by the other one.
     Source: Schäfer and Strimmer 2005, target D, for the covariance; the response is a ridge regression.
@@ -107,20 +108,23 @@ def measure_errors(
     for number in range(2):
         source = number if number in enough else enough[0]
         rows, both = groups[source], source == 0
-        expected = _as_if_turned_left(sigma[rows, :, None], faces.yaw_deg[rows], both=both)[..., 0]
-        errors, deviation = _aligned(faces, rows, both=both)
-        teachers = [(errors, deviation)]
+        aligned = [_aligned(faces, rows, both=both)]
+        observations = int(rows.sum())
         if seen_in_training is not None:
             known = (np.abs(seen_in_training.yaw_deg) > large_pose_deg) == bool(source)
-            teachers.append(_aligned(seen_in_training, known, both=both))
-        noise.response[number] = _response(teachers)
-        left = errors - deviation @ noise.response[number].T
-        noise.bias[number] = left.mean(0)
-        relative = (left - noise.bias[number]) / np.repeat(expected, 2, axis=1)
-        relative = np.clip(relative, -RELATIVE_CLIP, RELATIVE_CLIP)
-        noise.covariance[number] = _covariance(relative, observations=int(rows.sum()))
-        stock.append(expected)
-        flags.append(np.full(len(expected), bool(number)))
+            if known.any():
+                aligned.append(_aligned(seen_in_training, known, both=both))
+                observations += int(known.sum())
+        noise.response[number] = _response(aligned)
+        left = [one.errors - one.deviation @ noise.response[number].T for one in aligned]
+        noise.bias[number] = left[0].mean(0)
+        relative = [
+            np.clip((rest - rest.mean(0)) / np.repeat(one.sigma, 2, axis=1), -RELATIVE_CLIP, RELATIVE_CLIP)
+            for rest, one in zip(left, aligned, strict=True)
+        ]
+        noise.covariance[number] = _covariance(relative, observations=observations)
+        stock.append(aligned[0].sigma)
+        flags.append(np.full(len(aligned[0].sigma), bool(number)))
     counts = (int(groups[0].sum()), int(groups[1].sum()))
     return DetectorErrors(
         noise.covariance, noise.bias, noise.response, np.concatenate(stock), np.concatenate(flags), counts
@@ -137,20 +141,26 @@ def individual_deviation(
     camera = crop_camera(len(found), POSE_CROP_PX)
     model = torch.from_numpy(mean_points).float().expand(len(found), -1, -1)
     rotation, translation = fit_pose(model, inside, confidence=torch.ones(inside.shape[:2]), camera=camera)
-    reference = project(to_camera_space(model, rotation=rotation, translation=translation), camera)
-    return (affine_residual(inside, reference) * affine[:, :1, :1]).numpy()
+    seen = to_camera_space(model, rotation=rotation, translation=translation)
+    return (pose_residual(inside, with_depth(seen, camera)) * affine[:, :1, :1]).numpy()
 
 
-def _aligned(
-    faces: FoundFaces, rows: Bool[np.ndarray, "N"], *, both: bool
-) -> tuple[Float[np.ndarray, "M 136"], Float[np.ndarray, "M 136"]]:
-    """Errors and deviations of some faces as if they were turned to one side."""
-    sign = np.array([-1.0, 1.0])
+@dataclass(frozen=True)
+class _Aligned:
+    """Faces as if all were turned to one side."""
+
+    errors: Float[np.ndarray, "M 136"]
+    deviation: Float[np.ndarray, "M 136"]
+    sigma: Float[np.ndarray, "M 68"]
+
+
+def _aligned(faces: FoundFaces, rows: Bool[np.ndarray, "N"], *, both: bool) -> _Aligned:
+    yaw = faces.yaw_deg[rows]
     errors, deviation = (
-        _as_if_turned_left(values[rows], faces.yaw_deg[rows], both=both, sign=sign).reshape(-1, COORDINATES)
+        _as_if_turned_left(values[rows], yaw, both=both, sign=np.array([-1.0, 1.0])).reshape(-1, COORDINATES)
         for values in (np.clip(faces.errors, -CLIP, CLIP), faces.deviation)
     )
-    return errors, deviation
+    return _Aligned(errors, deviation, _as_if_turned_left(faces.sigma[rows, :, None], yaw, both=both)[..., 0])
 
 
 def _as_if_turned_left(
@@ -164,12 +174,10 @@ def _as_if_turned_left(
     return np.concatenate([turned, turned[:, FLIP_PERMUTATION] * sign])
 
 
-def _response(
-    teachers: list[tuple[Float[np.ndarray, "_ 136"], Float[np.ndarray, "_ 136"]]],
-) -> Float[np.ndarray, "136 136"]:
-    """Ridge regression of errors on the principal directions of the deviations, each teacher with its own bias."""
-    errors = np.concatenate([error - error.mean(0) for error, _ in teachers if len(error)])
-    deviation = np.concatenate([own for _, own in teachers])
+def _response(groups: list[_Aligned]) -> Float[np.ndarray, "136 136"]:
+    """Ridge regression of errors on the principal directions of the deviations, each group with its own bias."""
+    errors = np.concatenate([group.errors - group.errors.mean(0) for group in groups])
+    deviation = np.concatenate([group.deviation for group in groups])
     _, length, directions = np.linalg.svd(deviation, full_matrices=False)
     directions, power = directions[:DIRECTIONS], length[:DIRECTIONS] ** 2
     ridge = RIDGE_FACES * power.mean() / len(deviation) + 1e-12
@@ -178,12 +186,16 @@ def _response(
     return np.asarray((directions.T @ slopes).T)
 
 
-def _covariance(errors: Float[np.ndarray, "M 136"], *, observations: int) -> Float[np.ndarray, "136 136"]:
-    """Second moments, with correlations shrunk; errors have no mean. A face and its mirror are one observation."""
-    deviation = np.maximum(np.sqrt(np.mean(errors**2, axis=0)), 1e-6)
-    whitened = errors / deviation
-    correlation = whitened.T @ whitened / len(errors)
-    variance = ((whitened**2).T @ (whitened**2) / len(errors) - correlation**2) / max(observations - 1.0, 1.0)
+def _covariance(errors: list[Float[np.ndarray, "_ 136"]], *, observations: int) -> Float[np.ndarray, "136 136"]:
+    """Second moments of errors without mean: variances of the first group, shrunk correlations of all groups.
+
+    A face and its mirror image are one observation.
+    """
+    deviations = [np.maximum(np.sqrt(np.mean(group**2, axis=0)), 1e-6) for group in errors]
+    deviation = deviations[0]
+    whitened = np.concatenate([group / own for group, own in zip(errors, deviations, strict=True)])
+    correlation = whitened.T @ whitened / len(whitened)
+    variance = ((whitened**2).T @ (whitened**2) / len(whitened) - correlation**2) / max(observations - 1.0, 1.0)
     off_diagonal = ~np.eye(len(correlation), dtype=bool)
     power = (correlation[off_diagonal] ** 2).sum()
     # With fewer faces than coordinates the correlations are singular, so a little shrinkage there always is.

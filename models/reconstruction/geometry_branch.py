@@ -164,7 +164,7 @@ class LandmarkNoise:
     """Cholesky factor of the covariance of errors, each in units of the error that the detector expects."""
     bias: Float[Tensor, "2 136"]
     response: Float[Tensor, "2 136 136"]
-    """Error per unit of what is individual about a face, see `affine_residual`."""
+    """Error per unit of what is individual about a face, see `pose_residual`."""
     sigma: tuple[Float[Tensor, "N 68"], Float[Tensor, "M 68"]]
     """Expected errors as they occur together on one face."""
 
@@ -191,16 +191,27 @@ class LandmarkNoise:
         )
 
 
-def affine_residual(points: Float[Tensor, "B L 2"], reference: Float[Tensor, "B L 2"]) -> Float[Tensor, "B L 2"]:
-    """What no affine map of the reference explains of the points, in their unit.
+def pose_residual(points: Float[Tensor, "B L 2"], reference: Float[Tensor, "B L 3"]) -> Float[Tensor, "B L 2"]:
+    """How points differ from the mean face, less what a small change of its pose explains, in their unit.
 
-    Against the mean face in the same pose it is what makes a face individual: pose and place are gone.
+    `reference`: the mean face in about the same pose, x and y in the image and depth in the same unit. Place, size,
+    tilt, turn and nod are gone to first order; what is left makes a face individual.
     """
-    ones = torch.ones_like(reference[..., :1])
-    columns = torch.cat([reference - reference.mean(1, keepdim=True), ones], 2)
+    x, y, depth = (reference - reference.mean(1, keepdim=True)).unbind(2)
+    one, none = torch.ones_like(x), torch.zeros_like(x)
+    fields = ((one, none), (none, one), (x, y), (-y, x), (depth, none), (none, depth))
+    columns = torch.stack([torch.stack(field, 2).flatten(1) for field in fields], 2)
+    offsets = (points - reference[..., :2]).flatten(1)[..., None]
     normal = columns.transpose(1, 2) @ columns
-    solution = torch.linalg.solve(normal, columns.transpose(1, 2) @ points)
-    return points - columns @ solution
+    solution = torch.linalg.solve(normal, columns.transpose(1, 2) @ offsets)
+    return (offsets - columns @ solution)[..., 0].unflatten(1, (-1, 2))
+
+
+def with_depth(seen: Float[Tensor, "B L 3"], camera: Camera) -> Float[Tensor, "B L 3"]:
+    """Projected points with their depth in pixels of the plane through their middle, from camera space."""
+    middle = seen[..., 2:].mean(1, keepdim=True)
+    depth = seen[..., 2:] * (camera.focal_px[:, None, None] / middle)
+    return torch.cat([project(seen, camera), depth], 2)
 
 
 @dataclass(frozen=True)
@@ -245,10 +256,11 @@ def simulate_faces(
         principal_px=torch.full((count, 2), size_px / 2.0),
         size=(size_px, size_px),
     )
-    true_points, mean_points = (
-        project(to_camera_space(shape, rotation=rotation, translation=translation), camera)
+    seen, mean_seen = (
+        to_camera_space(shape, rotation=rotation, translation=translation)
         for shape in (points, model.landmark_mean.expand_as(points))
     )
+    true_points = project(seen, camera)
     side = (true_points.amax(1) - true_points.amin(1)).amax(1)
     yaw = angles_from_rotation(rotation)[:, 0]
     large = (yaw.abs() > LARGE_YAW).long()
@@ -258,7 +270,9 @@ def simulate_faces(
     sigma = torch.where(large[:, None] == 1, stock[1], stock[0])
     sigma = sigma * torch.exp(0.25 * torch.randn(count, 1, generator=generator))
     unit = torch.randn(count, 2 * LANDMARK_COUNT, 1, generator=generator)
-    individual = _mirror_where(yaw < 0.0, affine_residual(true_points, mean_points) / side[:, None, None])
+    individual = _mirror_where(
+        yaw < 0.0, pose_residual(true_points, with_depth(mean_seen, camera)) / side[:, None, None]
+    )
     # A detector that has seen many faces draws every face towards the common one, most of all in its fine motions.
     error = (
         (noise.response[large] @ individual.flatten(1)[..., None])[..., 0]

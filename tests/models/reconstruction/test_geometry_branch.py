@@ -24,10 +24,11 @@ from models.reconstruction.geometry_branch import (
     GeometryBranch,
     LandmarkNoise,
     SimulatedFaces,
-    affine_residual,
     confidence_of,
     place,
+    pose_residual,
     simulate_faces,
+    with_depth,
 )
 from models.types import MIRRORED_LANDMARKS
 
@@ -225,13 +226,21 @@ def test_faces_turned_to_the_right_err_in_mirror_image(face: MorphableModel) -> 
     torch.testing.assert_close(moved[right], mirrored.expand(int(right.sum()), -1, -1), atol=1e-4, rtol=0)
 
 
-def test_an_affine_map_leaves_no_residual() -> None:
-    reference = torch.randn(4, 68, 2, generator=torch.Generator().manual_seed(3))
-    matrix = torch.tensor([[1.2, -0.3], [0.4, 0.9]])
-    points = reference @ matrix.T + torch.tensor([5.0, -2.0])
-    torch.testing.assert_close(affine_residual(points, reference), torch.zeros(4, 68, 2), atol=1e-4, rtol=0)
-    points[:, 7, 0] += 1.0
-    assert 0.8 < affine_residual(points, reference)[:, 7, 0].min() < 1.0
+def test_a_small_change_of_pose_leaves_no_residual(face: MorphableModel) -> None:
+    camera = crop_camera(3, 100)
+    points = (face.landmark_mean - face.landmark_mean.mean(0)).expand(3, -1, -1)
+    rotation = torch.tensor([[0.0, 0.3, 0.0], [0.1, -0.8, 0.05], [0.0, 0.0, 0.0]])
+    translation = torch.tensor([0.0, 0.0, 20_000.0]).expand(3, 3)
+    # From far away, as perspective is of second order.
+    camera = replace(camera, focal_px=20.0 * camera.focal_px)
+    reference = with_depth(to_camera_space(points, rotation=rotation, translation=translation), camera)
+    turned = to_camera_space(points, rotation=rotation + 0.002, translation=translation * 1.01 + 3.0)
+    moved = project(turned, camera)
+    assert (moved - reference[..., :2]).abs().max() > 0.2
+    torch.testing.assert_close(pose_residual(moved, reference), torch.zeros(3, 68, 2), atol=3e-3, rtol=0)
+    # A wider face is not another pose.
+    wider = reference[..., :2] * torch.tensor([1.1, 1.0])
+    assert pose_residual(wider, reference).abs().max() > 1.0
 
 
 def test_confidence_tells_the_error_of_a_face(face: MorphableModel) -> None:
