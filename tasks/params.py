@@ -372,6 +372,8 @@ def _line(name: str, fault: Any) -> str:
     if fault["type"] == "missing":
         return f"{name}: {key}: missing, expected a value"
     expected = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
+    if fault["type"] == "path_type":
+        expected = "a path"
     value = repr(fault["input"])
     if isinstance(fault["input"], dict) or len(value) > 80:
         return f"{name}: {key}: {expected}"

@@ -53,6 +53,7 @@ def test_the_default_parameters_fit(repository: Path) -> None:
         ("ingest.sources.2.of", "photos", "source rerendered: of = 'photos' is not a labelled source"),
         ("ingest.validation_share", 0.9, "validation_share and test_share leave nothing to train on"),
         ("face_model.path", "model.npz", "kind procedural is made by code and takes no path; set kind, or remove path"),
+        ("face_model.path", 3, "params.yaml: face_model.path = 3: expected a path"),
         ("face_model.landmarks", "points.txt", "kind procedural is made by code and takes no landmarks"),
         ("face_model.region", "face", "kind procedural has no regions, only ict; remove region"),
         ("face_model.kind", "flame", "kind flame needs a path"),
