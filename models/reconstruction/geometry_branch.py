@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from kornia.geometry.conversions import axis_angle_to_rotation_matrix
 from torch import Generator, Tensor, nn
 
@@ -269,15 +269,14 @@ def simulate_faces(
     # The spread keeps the branch useful for photos that are better or worse than those the detector was measured on.
     sigma = torch.where(large[:, None] == 1, stock[1], stock[0])
     sigma = sigma * torch.exp(0.25 * torch.randn(count, 1, generator=generator))
-    unit = torch.randn(count, 2 * LANDMARK_COUNT, 1, generator=generator)
-    individual = _mirror_where(
-        yaw < 0.0, pose_residual(true_points, with_depth(mean_seen, camera)) / side[:, None, None]
-    )
+    unit = torch.randn(count, 2 * LANDMARK_COUNT, generator=generator)
+    individual = pose_residual(true_points, with_depth(mean_seen, camera)) / side[:, None, None]
+    individual = _mirror_where(yaw < 0.0, individual).flatten(1)
     # A detector that has seen many faces draws every face towards the common one, most of all in its fine motions.
     error = (
-        (noise.response[large] @ individual.flatten(1)[..., None])[..., 0]
+        _apply_by_group(noise.response, individual, large)
         + noise.bias[large]
-        + sigma.repeat_interleave(2, 1) * (noise.factor[large] @ unit)[..., 0]
+        + sigma.repeat_interleave(2, 1) * _apply_by_group(noise.factor, unit, large)
     )
     noisy = true_points + side[:, None, None] * _mirror_where(yaw < 0.0, error.unflatten(1, (LANDMARK_COUNT, 2)))
     sigma = torch.where((yaw < 0.0)[:, None], sigma[:, list(MIRRORED_LANDMARKS)], sigma)
@@ -290,6 +289,14 @@ def simulate_faces(
         expression=expression,
         rotation=rotation,
     )
+
+
+def _apply_by_group(
+    matrices: Float[Tensor, "2 J J"], vectors: Float[Tensor, "B J"], group: Int[Tensor, "B"]
+) -> Float[Tensor, "B J"]:
+    """Each vector times the matrix of its group; two whole products are faster than a matrix gathered per vector."""
+    first, second = (vectors @ matrix.T for matrix in matrices)
+    return torch.where(group[:, None] == 1, second, first)
 
 
 def _mirror_where(chosen: Bool[Tensor, "B"], offsets: Float[Tensor, "B 68 2"]) -> Float[Tensor, "B 68 2"]:
