@@ -36,6 +36,11 @@ def draw_curves(rows: Sequence[Row]) -> bytes:
     by_vertices = [row for row in here if row["size_px"] == SIZE_PX]
     _draw(time_pixels, memory_pixels, by_pixels, "size_px", 2)
     _draw(time_vertices, memory_vertices, by_vertices, "vertices", 1)
+    # Ticks where something was measured; on a logarithmic axis matplotlib's own would overlap.
+    for axes in (time_pixels, memory_pixels):
+        axes.set_xticks([size**2 for size in SIZES_PX], [f"{size}²" for size in SIZES_PX])
+    for axes in (time_vertices, memory_vertices):
+        axes.set_xticks(VERTEX_COUNTS, [f"{count:,}" for count in VERTEX_COUNTS])
     for axes, title in (
         (time_pixels, f"{VERTICES:,} vertices, batch {BATCH}"),
         (time_vertices, f"{SIZE_PX} px, batch {BATCH}"),
@@ -78,5 +83,6 @@ def _draw(time: Axes, memory: Axes, rows: Sequence[Row], name: str, power: int) 
     time.set(xscale="log", yscale="log")
     memory.set(xscale="log")
     for axes in (time, memory):
-        axes.grid(which="both", linewidth=0.3, color="#dddddd")
+        axes.minorticks_off()
+        axes.grid(linewidth=0.3, color="#cccccc")
         axes.spines[["top", "right"]].set_visible(False)
