@@ -18,7 +18,7 @@ from torch import Tensor
 
 from models.types import Camera, Fragments
 
-MAX_FRAGMENTS = 2**17
+MAX_FRAGMENTS = 2**16
 """Candidate pixels that a backend may hold at once; bounds the memory whatever the zoom."""
 
 
