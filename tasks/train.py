@@ -255,7 +255,8 @@ def _part(coefficients: FaceCoefficients, start: int, stop: int) -> FaceCoeffici
 def _validation(trainee: Trainee, losses: Mapping[str, Mapping[str, float]]) -> Validate:
     """Validation numbers and their score.
 
-    The score is shape and landmarks relative to the start where the stage uses meshes, else the stage's losses.
+    The score is shape, landmarks and unlikeness, each relative to the start, where the stage uses meshes, else the
+    stage's losses.
     """
     supervised = any("scan" in TERMS[name].needs for terms in losses.values() for name in terms)
     start: dict[str, float] = {}
@@ -274,7 +275,8 @@ def _validation(trainee: Trainee, losses: Mapping[str, Mapping[str, float]]) -> 
         )
         if start:
             shape, points = "vertex_error_mm", "landmark_nme"
-            found["score"] = found[shape] / start[shape] + found[points] / start[points]
+            unlikeness = (1.0 - found["similarity"]) / (1.0 - start["similarity"])
+            found["score"] = found[shape] / start[shape] + found[points] / start[points] + unlikeness
         else:
             found["score"] = found["objective"]
         return found

@@ -237,6 +237,12 @@ def test_a_stage_leaves_checkpoint_curve_and_metrics(
         rows = list(csv.DictReader(file))
     assert {row["step"] for row in rows if row["split"] == "validation"} == {"0", "3", "6"}
     assert len([call for call in tracked.calls if call[0] == "curve"]) == 1
+    if name != "train_self_supervised":
+        numbers = {(row["step"], row["name"]): float(row["value"]) for row in rows if row["split"] == "validation"}
+        relative = [numbers["6", key] / numbers["0", key] for key in ("vertex_error_mm", "landmark_nme")]
+        relative.append((1.0 - numbers["6", "similarity"]) / (1.0 - numbers["0", "similarity"]))
+        assert numbers["0", "score"] == pytest.approx(3.0)
+        assert numbers["6", "score"] == pytest.approx(sum(relative))
     if name == "train_fused":
         assert metrics["shares"] == {"photos": 0.75, "scans": 0.25}
         assert {"photos/photo", "scans/vertex"} <= {row["name"] for row in rows}
