@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.landmarks.local_features import read_around
 from models.types import LANDMARK_COUNT
 
 MAX_LOG_SIGMA = 3.0
@@ -239,25 +240,14 @@ class LocalLook(nn.Module):
         """Offsets in crop sides, and the features that they were read from. Points in pixels of the crop."""
         around = torch.cat(
             [
-                _read_around(fine, points, FINE_REACH_PX, size_px),
-                _read_around(coarse, points, COARSE_REACH_PX, size_px),
+                read_around(fine, points, FINE_REACH_PX, size_px),
+                read_around(coarse, points, COARSE_REACH_PX, size_px),
             ],
             2,
         )
         seen = functional.silu(self.patch(around) + self.point).flatten(1)
         features = self.dense(torch.cat([seen, hidden], 1))
         return LOCAL_STEP * self.offsets(features).unflatten(1, (LANDMARK_COUNT, 2)), features
-
-
-def _read_around(
-    features: Float[Tensor, "B C H W"], points: Float[Tensor, "B 68 2"], reach_px: tuple[float, ...], size_px: int
-) -> Float[Tensor, "B 68 J"]:
-    """Features at a grid of places around every point, bilinear."""
-    steps = torch.tensor(reach_px, dtype=points.dtype, device=points.device)
-    y, x = torch.meshgrid(steps, steps, indexing="ij")
-    places = points[:, :, None] + torch.stack([x, y], -1).flatten(0, 1)
-    read = functional.grid_sample(features.float(), places * (2.0 / size_px) - 1.0, align_corners=False)
-    return read.permute(0, 2, 3, 1).flatten(2)
 
 
 class HierarchicalNetwork(nn.Module):

@@ -8,10 +8,10 @@ import torch
 from models.landmarks.hierarchical import (
     LOOKS,
     HierarchicalNetwork,
-    _read_around,
     linear_attention,
     positive_features,
 )
+from models.landmarks.local_features import read_around
 
 
 class TestLinearAttention:
@@ -70,7 +70,7 @@ class TestNetwork:
         for side in (16, 32):
             centres = (torch.arange(side) + 0.5) * (64 / side)
             ramp = torch.stack([centres.expand(side, side), centres[:, None].expand(side, side)])[None]
-            read = _read_around(ramp, points, (-6.0, 0.0, 6.0), 64).unflatten(2, (9, 2))
+            read = read_around(ramp, points, (-6.0, 0.0, 6.0), 64).unflatten(2, (9, 2))
             torch.testing.assert_close(read[:, :, 4], points)
             torch.testing.assert_close(read[:, :, 0], points - 6.0)
             torch.testing.assert_close(read[0, 0, 5], torch.tensor([26.0, 30.5]))
