@@ -32,7 +32,8 @@ def read_around(
     steps = torch.tensor(reach_px, dtype=points.dtype, device=points.device)
     y, x = torch.meshgrid(steps, steps, indexing="ij")
     places = points[:, :, None] + torch.stack([x, y], -1).flatten(0, 1)
-    if features.requires_grad and torch.is_grad_enabled() and features.device.type == "cpu":
+    learning = features.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if learning and features.device.type == "cpu":
         height, width = features.shape[2:]
         scale = places.new_tensor([width / size_px, height / size_px])
         read: Tensor = BilinearRead.apply(features.float(), (places.detach() * scale - 0.5).flatten(1, 2))

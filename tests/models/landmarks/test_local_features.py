@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from models.landmarks.local_features import read_around
@@ -71,3 +71,21 @@ def test_the_number_of_threads_changes_no_bit() -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*gradients)
+
+
+class Reader(nn.Module):
+    """Features that need a gradient, as in a network that is exported without a thought of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, image: Tensor, points: Tensor) -> Tensor:
+        return read_around(self.features(image), points, REACH, 48)
+
+
+def test_the_exported_network_reads_by_torch_alone() -> None:
+    reader, image = Reader(), torch.randn(1, 3, 12, 12, generator=torch.Generator().manual_seed(4))
+    points = 48.0 * torch.rand(1, 68, 2, generator=torch.Generator().manual_seed(5))
+    exported = torch.export.export(reader, (image, points)).module()
+    torch.testing.assert_close(exported(image, points), reader(image, points), atol=2e-5, rtol=0)
