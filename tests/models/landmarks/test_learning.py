@@ -71,7 +71,7 @@ def fit(
 def detector(drawn_faces: LandmarkSamples, tmp_path_factory: pytest.TempPathFactory) -> HierarchicalDetector:
     """A detector that has seen the drawings for some seconds."""
     averaged = start(drawn_faces)
-    fit(drawn_faces, averaged, steps=90, progress=tmp_path_factory.mktemp("progress"))
+    fit(drawn_faces, averaged, steps=150, progress=tmp_path_factory.mktemp("progress"))
     content = detector_content(averaged.average, mean_shape=drawn_faces.mean_shape, sigma_scale=1.0)
     return load_hierarchical(content)
 
