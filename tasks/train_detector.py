@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -254,15 +254,12 @@ def measure_detector(
     default = independent_errors(2 * PROVIDED_SIGMA)
     if not hits:
         return {"validation_photos": len(photos.images), "validation_found": 0}, default, 1.0
-    detected, annotated = np.array([one.landmarks for one in detections]), photos.points[hits]
-    yaw = photos.yaw_deg[hits]
-    errors = (detected - annotated) / box_side(annotated)[:, None, None]
-    nme = normalized_error(detected, annotated)
-    large = np.abs(yaw) > large_pose_deg
-    sigma = expected_errors(detections)
+    faces = _found_faces(detections, photos, hits, mean_points)
+    nme = normalized_error(np.array([one.landmarks for one in detections]), photos.points[hits])
+    large = np.abs(faces.yaw_deg) > large_pose_deg
     kept = nme < MISSED_NME
     # A scale makes the predicted errors agree with those made on unseen persons; missed faces are no measure of it.
-    scale = float(np.sqrt(np.mean(errors[kept] ** 2) / np.mean(sigma[kept] ** 2))) if kept.any() else 1.0
+    scale = float(np.sqrt(np.mean(faces.errors[kept] ** 2) / np.mean(faces.sigma[kept] ** 2))) if kept.any() else 1.0
     numbers: dict[str, float | int] = {
         "validation_photos": len(photos.images),
         "validation_found": len(hits),
@@ -276,9 +273,10 @@ def measure_detector(
             numbers[f"validation_nme_{name}"] = float(nme[rows].mean())
     scale = float(np.clip(scale, 0.25, 4.0))
     known_hits, known = _detect(detector, familiar)
+    seen = _found_faces(known, familiar, known_hits, mean_points) if known else None
     model = measure_errors(
-        _found_faces(detections, photos, hits, mean_points, sigma_scale=scale),
-        seen_in_training=_found_faces(known, familiar, known_hits, mean_points, sigma_scale=scale) if known else None,
+        replace(faces, sigma=scale * faces.sigma),
+        seen_in_training=replace(seen, sigma=scale * seen.sigma) if seen else None,
         large_pose_deg=large_pose_deg,
         default_sigma=2 * PROVIDED_SIGMA,
     )
@@ -296,15 +294,13 @@ def _found_faces(
     photos: AnnotatedPhotos,
     hits: list[int],
     mean_points: np.ndarray,
-    *,
-    sigma_scale: float,
 ) -> FoundFaces:
     annotated = photos.points[hits]
     side = box_side(annotated)[:, None, None]
     return FoundFaces(
         errors=(np.array([one.landmarks for one in detections]) - annotated) / side,
         deviation=individual_deviation(annotated, mean_points) / side,
-        sigma=sigma_scale * expected_errors(detections),
+        sigma=expected_errors(detections),
         yaw_deg=photos.yaw_deg[hits],
     )
 

@@ -51,9 +51,9 @@ class BilinearRead(torch.autograd.Function):
         image = features.detach().permute(0, 2, 3, 1).contiguous()
         ctx.save_for_backward(places)
         ctx.shape = image.shape
-        read = torch.empty((*places.shape[:2], image.shape[3]))
+        read = torch.zeros((*places.shape[:2], image.shape[3]))
         source, where, target = image.numpy(), places.contiguous().numpy(), read.numpy()
-        run_jobs(lambda job: _read(source[job], where[job], target[job]), len(source))
+        run_jobs(lambda job: _transfer(source[job], where[job], target[job], False), len(source))
         return read
 
     @staticmethod
@@ -63,17 +63,17 @@ class BilinearRead(torch.autograd.Function):
         (places,) = ctx.saved_tensors
         image = torch.zeros(ctx.shape)
         target, where, source = image.numpy(), places.contiguous().numpy(), to_read.contiguous().numpy()
-        run_jobs(lambda job: _spread(source[job], where[job], target[job]), len(target))
+        run_jobs(lambda job: _transfer(target[job], where[job], source[job], True), len(target))
         return image.permute(0, 3, 1, 2), None
 
 
 @kernel
 @no_type_check
-def _read(image, places, read):
+def _transfer(image, places, read, spread):
+    """Add weighted features to what is read, or with `spread` what was read to the features."""
     height, width, channels = image.shape
     for place in range(places.shape[0]):
         x, y = places[place, 0], places[place, 1]
-        read[place] = 0.0
         # Far outside nothing is read; the comparison also keeps what is not finite from becoming an integer.
         if not (-1.0 < x < width and -1.0 < y < height):
             continue
@@ -89,29 +89,9 @@ def _read(image, places, read):
                 if column < 0 or column >= width:
                     continue
                 weight = by_row * (right_share if across else np.float32(1.0) - right_share)
-                for channel in range(channels):
-                    read[place, channel] += weight * image[row, column, channel]
-
-
-@kernel
-@no_type_check
-def _spread(read, places, image):
-    height, width, channels = image.shape
-    for place in range(places.shape[0]):
-        x, y = places[place, 0], places[place, 1]
-        if not (-1.0 < x < width and -1.0 < y < height):
-            continue
-        left, top = np.int64(np.floor(x)), np.int64(np.floor(y))
-        right_share, lower_share = x - np.float32(left), y - np.float32(top)
-        for down in range(2):
-            row = top + down
-            if row < 0 or row >= height:
-                continue
-            by_row = lower_share if down else np.float32(1.0) - lower_share
-            for across in range(2):
-                column = left + across
-                if column < 0 or column >= width:
-                    continue
-                weight = by_row * (right_share if across else np.float32(1.0) - right_share)
-                for channel in range(channels):
-                    image[row, column, channel] += weight * read[place, channel]
+                if spread:
+                    for channel in range(channels):
+                        image[row, column, channel] += weight * read[place, channel]
+                else:
+                    for channel in range(channels):
+                        read[place, channel] += weight * image[row, column, channel]
