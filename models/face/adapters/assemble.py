@@ -209,5 +209,15 @@ def outward_share(
     return float(flow.sum() / max(float(np.abs(flow).sum()), 1e-12))
 
 
+def vertex_normals(points: Float[np.ndarray, "V 3"], triangles: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "V 3"]:
+    """Unit normals, weighted by area; zero where no triangle lies."""
+    a, b, c = (points[triangles[:, corner]].astype(np.float64) for corner in range(3))
+    normal = np.cross(b - a, c - a)
+    total = np.zeros((len(points), 3))
+    for corner in range(3):
+        np.add.at(total, triangles[:, corner], normal)
+    return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))
+
+
 def _tensor(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(array, order="C"))

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from scipy.interpolate import RBFInterpolator
 from scipy.spatial import cKDTree
 
-from models.face.adapters.assemble import procedural_donor
+from models.face.adapters.assemble import procedural_donor, vertex_normals
 from models.types import PART_NAMES
 
 BORROWED = "expressions borrowed"
@@ -60,16 +60,6 @@ def borrow_expressions(
         moved += (weights[:, place] * strength)[:, None].astype(np.float32) * values[nearest[:, place]]
     basis = np.ascontiguousarray(moved.reshape(len(mean), -1, 3).transpose(1, 0, 2))
     return basis, donor.expression_names
-
-
-def vertex_normals(points: Float[np.ndarray, "V 3"], triangles: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "V 3"]:
-    """Unit normals, weighted by area; zero where no triangle lies."""
-    a, b, c = (points[triangles[:, corner]].astype(np.float64) for corner in range(3))
-    normal = np.cross(b - a, c - a)
-    total = np.zeros((len(points), 3))
-    for corner in range(3):
-        np.add.at(total, triangles[:, corner], normal)
-    return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))
 
 
 def _subdivided(

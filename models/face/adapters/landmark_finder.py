@@ -17,7 +17,7 @@ from scipy import sparse
 from scipy.sparse.linalg import splu
 from scipy.spatial import cKDTree
 
-from models.face.adapters.assemble import INSIDE, NOSE_TIP, procedural_donor
+from models.face.adapters.assemble import INSIDE, NOSE_TIP, procedural_donor, vertex_normals
 from models.types import PART_NAMES
 
 NORMAL_WEIGHT_MM = 14.0
@@ -181,7 +181,7 @@ def _surface(mean: Float[np.ndarray, "V 3"], triangles: Int[np.ndarray, "F 3"]) 
     border = np.zeros(len(mean), dtype=bool)
     edges, counts = _edges(triangles)
     border[edges[counts == 1]] = True
-    return _searchable(mean[used], _normals(mean, triangles)[used], border[used])
+    return _searchable(mean[used], vertex_normals(mean, triangles)[used], border[used])
 
 
 def _around(surface: _Surface, nose: Float[np.ndarray, "3"]) -> _Surface:
@@ -202,17 +202,8 @@ def _edges(triangles: Int[np.ndarray, "F 3"]) -> tuple[Int[np.ndarray, "E 2"], I
     return edges, counts
 
 
-def _normals(points: Float[np.ndarray, "N 3"], triangles: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "N 3"]:
-    corners = points[triangles]
-    faces = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    total = np.zeros_like(points)
-    for corner in range(3):
-        np.add.at(total, triangles[:, corner], faces)
-    return np.asarray(total / np.maximum(np.linalg.norm(total, axis=1, keepdims=True), 1e-12))
-
-
 def _with_normals(placed: Float[np.ndarray, "N 3"], donor: _Donor) -> Float[np.ndarray, "N 6"]:
-    return np.concatenate([placed, NORMAL_WEIGHT_MM * _normals(placed, donor.triangles)], 1)
+    return np.concatenate([placed, NORMAL_WEIGHT_MM * vertex_normals(placed, donor.triangles)], 1)
 
 
 def _counterparts(

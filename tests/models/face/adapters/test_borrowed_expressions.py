@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import trimesh
 
-from models.face.adapters.assemble import procedural_donor
-from models.face.adapters.borrowed_expressions import borrow_expressions, vertex_normals
+from models.face.adapters.assemble import procedural_donor, vertex_normals
+from models.face.adapters.borrowed_expressions import borrow_expressions
 from models.types import PART_NAMES
 
 
