@@ -25,8 +25,9 @@ from tasks.artifacts import (
 from tasks.face_model import load_face_model
 from tasks.images import read_images
 from tasks.params import Params
+from tasks.source_params import detector_only
 from tasks.tracking import track
-from tasks.train_detector import normalized_error
+from tasks.detector_errors import normalized_error
 
 Row = dict[str, Any]
 
@@ -42,6 +43,8 @@ class DetectedShard:
     """Rows of `QUARANTINE`."""
     nme: list[float] = field(repr=False)
     """Error of each photo that has an annotation, as a fraction of the face."""
+    skipped: int = 0
+    """Photos that teach the detector only, because they show another face model."""
 
 
 def detect_landmarks(params: Params, workspace: Workspace) -> None:
@@ -76,9 +79,13 @@ def detect_shard(
     params: Params, workspace: Workspace, shard: str, detector: LandmarkDetector | None = None
 ) -> DetectedShard:
     """Landmarks of the photos of one shard; the flow maps it, so it opens its own detector where none is given."""
-    detector = detector or open_detector(params, workspace)
     table = read_table(workspace.folder("ingest") / "samples.parquet", SAMPLES).to_pylist()
-    samples = [row for row in table if row["shard"] == shard]
+    stored = [row for row in table if row["shard"] == shard]
+    apart = {source.name for source in params.ingest.sources if detector_only(source)}
+    samples = [row for row in stored if row["source"] not in apart]
+    if not samples:
+        return DetectedShard(shard, [], [], [], skipped=len(stored))
+    detector = detector or open_detector(params, workspace)
     provided = params.detect_landmarks.detector == "provided"
     found: list[tuple[Row, Detection]] = []
     quarantine: list[Row] = []
@@ -97,7 +104,7 @@ def detect_shard(
         for row, detection in found
         if (points := _points(row["landmarks"])) is not None
     ]
-    return DetectedShard(shard, rows, quarantine, nme)
+    return DetectedShard(shard, rows, quarantine, nme, skipped=len(stored) - len(samples))
 
 
 def merge(params: Params, workspace: Workspace, parts: Sequence[DetectedShard]) -> None:
@@ -106,10 +113,12 @@ def merge(params: Params, workspace: Workspace, parts: Sequence[DetectedShard]) 
     rows = [row for part in ordered for row in part.landmarks]
     quarantine = [row for part in ordered for row in part.quarantine]
     nme = [error for part in ordered for error in part.nme]
+    skipped = sum(part.skipped for part in ordered)
     summary: dict[str, Any] = {
-        "photos": len(rows) + len(quarantine),
+        "photos": len(rows) + len(quarantine) + skipped,
         "found": len(rows),
         "quarantined": len(quarantine),
+        "skipped": skipped,
         "mean_confidence": float(np.mean([np.mean(row["confidence"]) for row in rows])) if rows else None,
         "annotated": len(nme),
         "mean_nme": float(np.mean(nme)) if nme else None,

@@ -8,6 +8,7 @@ from models.face.formats import build_face_model
 from models.face.morphable import MorphableModel
 from tasks.artifacts import Workspace
 from tasks.params import Params
+from tasks.source_params import FaceModelParams
 
 
 def load_face_model(params: Params, workspace: Workspace) -> MorphableModel:
@@ -15,7 +16,14 @@ def load_face_model(params: Params, workspace: Workspace) -> MorphableModel:
 
     Raises: ValueError or FileNotFoundError with a one-line remedy.
     """
-    section = params.face_model
+    return open_face_model(params.face_model, workspace)
+
+
+def open_face_model(section: FaceModelParams, workspace: Workspace) -> MorphableModel:
+    """Build the model that a section names, that of the workspace or of one source.
+
+    Raises: ValueError or FileNotFoundError with a one-line remedy.
+    """
     return build_face_model(
         section.kind,
         path=workspace.resolve(section.path) if section.path else None,

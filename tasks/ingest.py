@@ -11,9 +11,19 @@ from collections.abc import Iterator
 from models.face.morphable import MorphableModel
 from tasks.artifacts import Workspace, replace_folder, write_json
 from tasks.contact_sheet import write_contact_sheet
-from tasks.face_model import load_face_model
-from tasks.params import IngestParams, Params, PhotosSource, RerenderedSource, ScansSource, Source, is_labelled
+from tasks.face_model import load_face_model, open_face_model
+from tasks.params import Params
 from tasks.sample_store import SampleStore
+from tasks.source_params import (
+    IngestParams,
+    PhotosSource,
+    RerenderedSource,
+    ScansSource,
+    Source,
+    SyntheticSource,
+    detector_only,
+    is_labelled,
+)
 from tasks.sources import Candidate, Mesh, Refusal, read_photos, read_scans
 from tasks.synthesize import LabelMesh, Photo, rerender, synthesize
 
@@ -24,7 +34,7 @@ def ingest(params: Params, workspace: Workspace) -> None:
     Raises: FileNotFoundError or ValueError with a one-line remedy; the previous output then stays as it was.
     """
     section, seed = params.ingest, params.project.seed
-    needs_model = any(not isinstance(source, PhotosSource) for source in section.sources)
+    needs_model = any(not isinstance(source, PhotosSource) and not detector_only(source) for source in section.sources)
     face_model = load_face_model(params, workspace) if needs_model else None
     with replace_folder(workspace.folder("ingest")) as folder:
         store = SampleStore(folder, shard_rows=section.shard_rows)
@@ -70,6 +80,8 @@ def _items(
     if isinstance(source, PhotosSource):
         yield from read_photos(source, workspace.resolve(source.path), section)
         return
+    if isinstance(source, SyntheticSource) and source.face_model is not None:
+        face_model = open_face_model(source.face_model, workspace)
     assert face_model is not None, "only folders of photos do without a face model"
     if isinstance(source, ScansSource):
         yield from read_scans(source, workspace.resolve(source.path), section, mean=face_model.mean.numpy())
@@ -80,9 +92,10 @@ def _items(
     else:
         for photo in synthesize(source, face_model, seed=seed):
             person = f"{source.name}/{photo.person}"
-            # Training must not see the meshes of unlabelled photos; measuring needs them.
+            # Training must not see the meshes of unlabelled photos; measuring needs them, if they fit the face model.
             keep = source.labelled or split_of(person, section, seed) != "train"
-            mesh = Mesh(photo.mesh_id, photo.vertices, photo.neutral) if keep else None
+            known = keep and not detector_only(source)
+            mesh = Mesh(photo.mesh_id, photo.vertices, photo.neutral) if known else None
             yield _candidate(photo, source.name, person, labelled=source.labelled, mesh=mesh)
 
 

@@ -7,25 +7,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from models.losses.objective import TERMS
-
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-Count = Annotated[int, Field(ge=0)]
-PositiveCount = Annotated[int, Field(gt=0)]
-SourceName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+from tasks.source_params import (
+    Count,
+    FaceModelParams,
+    IngestParams,
+    Positive,
+    PositiveCount,
+    Section,
+    Share,
+    SourceName,
+    detector_only,
+    is_labelled,
+)
 
 
 class ParamsError(ValueError):
     """`params.yaml` cannot be used; the message names key, value and what was expected."""
-
-
-class Section(BaseModel):
-    """Base of all sections: frozen, and a misspelt key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class ProjectParams(Section):
@@ -40,119 +40,6 @@ class ProjectParams(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     rasterizer: Literal["auto", "numba", "torch", "pytorch3d"] = "auto"
     """What draws the photo losses; `auto`: numba on the processor, torch on CUDA. All find the same triangles."""
-
-
-class FaceModelParams(Section):
-    """Which morphable model everything is expressed in."""
-
-    kind: Literal["procedural", "npz", "ict", "basel", "flame", "surrey"] = "procedural"
-    """`npz` is our own file, also as `.safetensors`."""
-    path: Path | None = None
-    """The model's file, or the folder of ICT-FaceKit; every kind but `procedural` needs it."""
-    landmarks: Path | None = None
-    """File that says where the 68 points are, for models that do not, or to correct them."""
-    region: Literal["narrow_face", "face", "head", "full"] | None = None
-    """Part of ICT-FaceKit; default `narrow_face`, `full` has eyeballs, teeth and tongue."""
-    identity_modes: Annotated[int, Field(ge=1, le=500)] = 40
-
-    @model_validator(mode="after")
-    def _files_where_needed(self) -> FaceModelParams:
-        if self.kind == "procedural":
-            for key in ("path", "landmarks"):
-                if getattr(self, key) is not None:
-                    raise ValueError(f"kind procedural is made by code and takes no {key}; set kind, or remove {key}")
-        elif self.path is None:
-            raise ValueError(f"kind {self.kind} needs a path")
-        if self.region is not None and self.kind != "ict":
-            raise ValueError(f"kind {self.kind} has no regions, only ict; remove region")
-        return self
-
-
-class SyntheticSource(Section):
-    """Rendered photos with full ground truth."""
-
-    kind: Literal["synthetic"]
-    name: SourceName
-    persons: PositiveCount
-    photos_per_person: PositiveCount = 2
-    labelled: bool = False
-    """Whether the training split may see the meshes; validation and test always keep them for measuring."""
-    size_px: Annotated[int, Field(ge=64, le=2048)] = 160
-    max_yaw_deg: Annotated[float, Field(ge=0.0, le=90.0)] = 90.0
-    occluder_share: Share = 0.25
-
-
-class RerenderedSource(Section):
-    """Further labelled photos of the meshes of another source, under new poses, light and skin. Training split only."""
-
-    kind: Literal["rerendered"]
-    name: SourceName
-    of: SourceName
-    copies: PositiveCount
-    size_px: Annotated[int, Field(ge=64, le=2048)] = 160
-    max_yaw_deg: Annotated[float, Field(ge=0.0, le=90.0)] = 90.0
-    occluder_share: Share = 0.25
-
-
-class PhotosSource(Section):
-    """A folder of images, with optional `landmarks.csv`, `.pts` files beside the images, and a table of persons."""
-
-    kind: Literal["photos"]
-    name: SourceName
-    path: Path
-    landmarks: Path | None = None
-    """CSV with columns file, x0, y0 … x67, y67 in pixels; default `landmarks.csv` in the folder, where it exists."""
-    persons: Path | None = None
-    """CSV with columns file, person; default `persons.csv` in the folder, where it exists. A photo that is not
-    listed is a person of its own."""
-
-
-class ScansSource(Section):
-    """Photos with meshes in the topology of the face model, listed in a table."""
-
-    kind: Literal["scans"]
-    name: SourceName
-    path: Path
-    table: str = "scans.csv"
-    """CSV in the folder with columns photo, mesh, person; meshes are OBJ, PLY or NPY in millimetres."""
-
-
-Source = Annotated[SyntheticSource | RerenderedSource | PhotosSource | ScansSource, Field(discriminator="kind")]
-
-
-class IngestParams(Section):
-    """Where samples come from, and what is refused before decoding."""
-
-    sources: tuple[Source, ...] = Field(min_length=1)
-    validation_share: Share = 0.08
-    test_share: Share = 0.12
-    shard_rows: PositiveCount = 512
-    max_image_bytes: PositiveCount = 32 * 2**20
-    max_image_pixels: PositiveCount = 64_000_000
-    min_image_side_px: PositiveCount = 48
-    max_side_px: PositiveCount = 1024
-    """Larger photos are stored reduced to this, landmarks with them."""
-
-    @model_validator(mode="after")
-    def _names(self) -> IngestParams:
-        if self.validation_share + self.test_share >= 1.0:
-            raise ValueError("validation_share and test_share leave nothing to train on, expected a sum below 1")
-        names = [source.name for source in self.sources]
-        if len(set(names)) != len(names):
-            raise ValueError(f"source names repeat: {', '.join(names)}")
-        for source in self.sources:
-            if isinstance(source, RerenderedSource):
-                original = next((other for other in self.sources if other.name == source.of), None)
-                if original is None or not is_labelled(original) or isinstance(original, RerenderedSource):
-                    raise ValueError(f"source {source.name}: of = {source.of!r} is not a labelled source")
-        return self
-
-
-def is_labelled(source: Source) -> bool:
-    """Whether training samples of the source come with a mesh."""
-    if isinstance(source, SyntheticSource):
-        return source.labelled
-    return not isinstance(source, PhotosSource)
 
 
 class TrainDetectorParams(Section):
@@ -323,6 +210,11 @@ class Params(Section):
                     raise ValueError(
                         f"{stage}.sources: source {training.source!r} is not ingested, "
                         f"expected one of {', '.join(known)}"
+                    )
+                if detector_only(known[training.source]):
+                    raise ValueError(
+                        f"{stage}.sources: source {training.source!r} has a face model of its own and teaches "
+                        "the landmark detector only; remove it there"
                     )
                 for loss in training.losses:
                     if "scan" in TERMS[loss].needs and not is_labelled(known[training.source]):

@@ -21,7 +21,7 @@ from tasks.annotations import (
 )
 from tasks.images import ImageError, decode, encode, read_file, reduce
 from tasks.meshes import Vertices, read_mesh
-from tasks.params import IngestParams, PhotosSource, ScansSource
+from tasks.source_params import IngestParams, PhotosSource, ScansSource
 
 Entry = TypeVar("Entry")
 

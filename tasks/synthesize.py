@@ -23,8 +23,8 @@ from models.rendering.render import render
 from models.types import Camera
 from tasks.disturb import degrade, draw_glasses, draw_occluder
 from tasks.images import Pixels
-from tasks.params import RerenderedSource, SyntheticSource
 from tasks.scenery import HeadOutline, background, draw_behind, draw_hair, draw_openings
+from tasks.source_params import RerenderedSource, SyntheticSource
 from tasks.subjects import Shot, Subject, draw_shot, draw_subject, person_stream
 
 BATCH_SIZE = 16

@@ -158,6 +158,25 @@ class TestDetect:
         assert read_table(folder / "landmarks.parquet", LANDMARKS).num_rows == 0
         assert read_json(folder / "summary.json")["mean_nme"] is None
 
+    def test_photos_of_another_face_model_are_skipped_and_counted(self, workspace: Workspace) -> None:
+        write_ingest(workspace, 12, annotated=9)
+        path = workspace.folder("ingest") / "samples.parquet"
+        rows = samples(workspace)
+        for row in rows[::2] + rows[1:2]:
+            row["source"] = "other"
+        write_table(path, rows, SAMPLES)
+        params = make_params("provided")
+        photos = params.ingest.sources[0]
+        other = photos.model_copy(update={"name": "other", "face_model": params.face_model})
+        ingest = params.ingest.model_copy(update={"sources": (photos, other)})
+        # A shard that holds nothing else needs no detector.
+        detect_landmarks(params.model_copy(update={"ingest": ingest}), workspace)
+        folder = workspace.folder("detect_landmarks")
+        summary = read_json(folder / "summary.json")
+        assert (summary["photos"], summary["found"], summary["quarantined"], summary["skipped"]) == (12, 3, 2, 7)
+        found = {row["sample_id"] for row in read_table(folder / "landmarks.parquet", LANDMARKS).to_pylist()}
+        assert found == {row["sample_id"] for row in rows if row["source"] == "photos" and row["landmarks"]}
+
     def test_order_of_shards_does_not_matter(self, workspace: Workspace) -> None:
         write_ingest(workspace, 8, annotated=8)
         params = make_params("provided")

@@ -18,7 +18,8 @@ from models.face.formats import save_face_model
 from tasks.artifacts import MESHES, QUARANTINE, Workspace, read_table
 from tasks.images import image_batches, pixel_hash, read_images
 from tasks.ingest import ingest, split_of
-from tasks.params import IngestParams, ParamsError
+from tasks.params import ParamsError
+from tasks.source_params import IngestParams
 from tests.ingest_sources import (
     HEADER,
     TINY,
@@ -243,6 +244,21 @@ def test_synthetic_sources(modelled: Workspace) -> None:
     assert {row["person"] for row in by_source["copies"]} <= {row["person"] for row in by_source["scans"]}
     assert len(meshes) == len({row["mesh_id"] for row in rows if row["mesh_id"]})
     assert len(list(modelled.folder("ingest").glob("images-*.parquet"))) == -(-len(rows) // 10)
+
+
+def test_a_source_of_another_face_model_has_no_meshes(modelled: Workspace) -> None:
+    other = {"kind": "synthetic", "name": "other", "persons": 5, "size_px": 64, "face_model": {"kind": "procedural"}}
+    ingest(params(*SYNTHETIC, other, face_model=TINY, validation_share=0.3, test_share=0.3), modelled)
+    rows = [row for row in samples(modelled) if row["source"] == "other"]
+    assert len(rows) == 10
+    assert len({row["split"] for row in rows}) > 1
+    for row in rows:
+        assert (row["labelled"], row["mesh_id"], len(row["landmarks"]), len(row["rotation"])) == (False, None, 136, 3)
+    alone = params(other, photos(), face_model={"kind": "npz", "path": "none.npz"})
+    put(modelled, {"a.png": content(picture(0))})
+    ingest(alone, modelled)
+    again = {row["sample_id"] for row in samples(modelled) if row["source"] == "other"}
+    assert again == {row["sample_id"] for row in rows}
 
 
 def test_same_seed_same_bytes(modelled: Workspace) -> None:

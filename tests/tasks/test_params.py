@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tasks.params import ParamsError, load_params, parse_params
+from tasks.source_params import detector_only
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,10 @@ def test_the_default_parameters_fit(repository: Path) -> None:
         ("ingest.sources.0.person", 5, "params.yaml: ingest.sources.0.person = 5: unknown key"),
         ("ingest.sources.1.name", "photos", "source names repeat: photos, photos"),
         ("ingest.sources.2.of", "photos", "source rerendered: of = 'photos' is not a labelled source"),
+        ("ingest.sources.1.face_model", {"kind": "procedural"}, "labelled meshes must have the workspace's topology"),
+        ("ingest.sources.0.face_model", {"kind": "ict"}, "ingest.sources.0.face_model: kind ict needs a path"),
+        ("ingest.sources.0.backgrounds", "scans", "backgrounds need randomization: strong; set it"),
+        ("ingest.sources.0.randomization", "weak", "sources.0.randomization = 'weak': expected 'plain' or 'strong'"),
         ("ingest.validation_share", 0.9, "validation_share and test_share leave nothing to train on"),
         ("face_model.path", "model.npz", "kind procedural is made by code and takes no path; set kind, or remove path"),
         ("face_model.path", 3, "params.yaml: face_model.path = 3: expected a path"),
@@ -80,6 +85,27 @@ def test_a_wrong_value_is_named_with_what_was_expected(
         parse_params(with_value(default, key, value))
     assert line in str(error.value)
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_source_of_another_face_model_teaches_the_detector_only(default: dict[str, Any]) -> None:
+    other = {"kind": "synthetic", "name": "other", "persons": 3, "face_model": {"kind": "procedural"}}
+    more = with_value(default, "ingest.sources", [*default["ingest"]["sources"], other])
+    params = parse_params(more)
+    assert [detector_only(source) for source in params.ingest.sources] == [False, False, False, True]
+    with pytest.raises(ParamsError) as error:
+        parse_params(with_value(more, "train_fused.sources.0.source", "other"))
+    assert str(error.value).startswith("params.yaml: (top level): train_fused.sources: source 'other' has a face model")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_backgrounds_come_from_photos(default: dict[str, Any]) -> None:
+    strong = {"kind": "synthetic", "name": "strong", "persons": 3, "randomization": "strong", "backgrounds": "album"}
+    album = {"kind": "photos", "name": "album", "path": "album"}
+    sources = default["ingest"]["sources"]
+    with pytest.raises(ParamsError, match="source strong: backgrounds = 'album' is not a source of kind photos"):
+        parse_params(with_value(default, "ingest.sources", [*sources, strong]))
+    params = parse_params(with_value(default, "ingest.sources", [*sources, strong, album]))
+    assert params.ingest.sources[3].backgrounds == "album"
 
 
 def test_every_fault_has_its_line(default: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from models.face.procedural import procedural_face
 from models.face.sampling import ACTIONS, draw_expression
 from tasks import synthesize as module
 from tasks.images import decode_stored
-from tasks.params import RerenderedSource, SyntheticSource
+from tasks.source_params import RerenderedSource, SyntheticSource
 from tasks.subjects import draw_angles, draw_shot, draw_subject, person_stream
 from tasks.synthesize import LabelMesh, Photo, lighting, rerender, synthesize
 
