@@ -22,28 +22,32 @@ PATH_KEYS = frozenset({"path", "landmarks", "persons"})
 DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n    no_scm = true\n"
 
 
-def create_workspace(folder: Path, *, preset: Path, settings: Sequence[str] = ()) -> None:
+def create_workspace(folder: Path, *, preset: Path, further: Sequence[Path] = (), settings: Sequence[str] = ()) -> None:
     """Make a folder with the parameters of a preset, changed by `key=value` settings, and a DVC graph over our code.
 
+    `further` presets are laid over the first, one after the other.
     Raises: ValueError if the folder is a workspace already or the parameters do not fit; then nothing is written.
     """
     from tasks.params import parse_params
 
     if (folder / "params.yaml").exists():
         raise ValueError(f"{folder}: is a workspace already; edit its params.yaml, or choose another folder")
-    if not preset.is_file():
-        raise FileNotFoundError(f"{preset}: no such preset; there are {', '.join(preset_names())}")
-    data = merged(read_yaml(CODE / "params.yaml"), read_yaml(preset))
+    data = read_yaml(CODE / "params.yaml")
+    for layer in (preset, *further):
+        if not layer.is_file():
+            raise FileNotFoundError(f"{layer}: no such preset; there are {', '.join(preset_names())}")
+        data = merged(data, read_yaml(layer))
     for setting in settings:
         data = changed(data, setting)
     root = folder.resolve()
     data["project"]["code"] = os.path.relpath(CODE, root) if root.is_relative_to(CODE) else str(CODE)
-    params = parse_params(data, name=f"{preset.name} with the settings given")
+    name = " and ".join(layer.name for layer in (preset, *further))
+    params = parse_params(data, name=f"{name} with the settings given")
     (folder / ".dvc").mkdir(parents=True, exist_ok=True)
     (folder / ".dvc" / "config").write_text(DVC_CONFIG, encoding="utf-8")
     shutil.copyfile(CODE / ".dvcignore", folder / ".dvcignore")
     _write_graph(folder, params)
-    heading = f"Made by `mien workspace` from {preset.name}; {CODE / 'params.yaml'} explains the keys."
+    heading = f"Made by `mien workspace` from {name}; {CODE / 'params.yaml'} explains the keys."
     # Last, because it is what makes a folder a workspace.
     _write_yaml(folder / "params.yaml", data, heading)
 
@@ -79,8 +83,9 @@ def _write_graph(folder: Path, params: Params) -> None:
     graph["stages"]["ingest"]["deps"] += [
         str(path)
         for source in params.ingest.sources
+        for section in (source, getattr(source, "face_model", None))
         for key in sorted(PATH_KEYS)
-        if isinstance(path := getattr(source, key, None), Path)
+        if isinstance(path := getattr(section, key, None), Path)
     ]
     _write_yaml(
         folder / "dvc.yaml", graph, f"Made from {CODE / 'dvc.yaml'} whenever `mien run` is called; edit that one."

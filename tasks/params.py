@@ -50,12 +50,22 @@ class TrainDetectorParams(Section):
     batch_size: PositiveCount = 32
     """Faces per step; half as many warped copies and an eighth without a face come on top."""
     learning_rate: Positive = 4e-3
+    finder_steps: Count = 300
+    """Of the network that finds faces in whole photos; 0 does without, and windows are searched instead."""
+    finder_learning_rate: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     clip_norm: Positive = 1.0
     wing_width_px: Positive = 10.0
     wing_curvature_px: Positive = 2.0
     augmented_weight: Annotated[float, Field(ge=0.0)] = 1.0
     consistency_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    annotated_share: Share = 0.25
+    """Of each batch, where annotated photos lie beside rendered ones; these have the face model's own points."""
+    augmentation: Literal["mild", "strong"] = "mild"
+    """How hard the training crops are made; `strong` for trainings of more than some minutes."""
+    width_factor: Positive = 1.0
+    """Channels of the network relative to the default."""
+    attention: Literal["linear", "softmax"] = "linear"
     balance_tolerance: Share = 0.02
     """Large and small poses may differ in number by at most this share of the set."""
     large_pose_deg: Positive = 30.0

@@ -99,7 +99,7 @@ def reconstruct_photos(
     given = Annotations()
     if landmarks is not None:
         read_landmark_table(landmarks, given)
-    found = list(_expand(photos))
+    found = list(photo_paths(photos))
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file, expected a folder; name another one with --out")
     reader = open_champion(params, workspace) if checkpoint is None else open_checkpoint(checkpoint, params, workspace)
@@ -118,9 +118,9 @@ def reconstruct_photos(
             remedy = f"; {UNREADABLE_REMEDY}" if isinstance(error, ImageError) else ""
             sys.stderr.write(f"{photo}: {error}{remedy}\n")
     if failed:
-        raise ReconstructionError(
-            f"{failed} of {len(found)} photos could not be reconstructed, see above; the others are in {out}"
-        )
+        others = f"; the others are in {out}" if failed < len(found) else ""
+        photos_failed = f"{failed} of {len(found)} photos" if len(found) > 1 else "the photo"
+        raise ReconstructionError(f"{photos_failed} could not be reconstructed, see above{others}")
     return written
 
 
@@ -153,7 +153,8 @@ def open_champion(params: Params, workspace: Workspace) -> FaceReader:
         path = folder / PACKAGE_FILES["detector_checkpoint"]
         content = load_checkpoint(path)
         with _fitting_weights(path):
-            return build_detector(kind, content=content, min_face_score=settings["detector"]["min_face_score"])
+            score = settings["detector"]["min_face_score"]
+            return build_detector(kind, content=content, exported=folder, min_face_score=score)
 
     return FaceReader(
         reconstructor=reconstructor,
@@ -322,7 +323,11 @@ def _detect(reader: FaceReader, photo: Pixels, points: np.ndarray | None) -> Det
     return detection
 
 
-def _expand(photos: Sequence[Path]) -> Iterator[Path]:
+def photo_paths(photos: Sequence[Path]) -> Iterator[Path]:
+    """The photos; a folder stands for those in it.
+
+    Raises: FileNotFoundError if a folder holds none.
+    """
     for path in photos:
         if not path.is_dir():
             yield path

@@ -44,6 +44,25 @@ class Augmentation:
     contrast: float = 0.15
     colour: float = 0.05
     """Mild: in two minutes the network does not learn its training photos by heart, and hard copies cost accuracy."""
+    blur_share: float = 0.0
+    noise_share: float = 0.0
+
+    @classmethod
+    def strong(cls) -> Augmentation:
+        """For long trainings, in which a few real photos come round hundreds of times."""
+        return cls(
+            tight_angle_rad=0.1,
+            tight_scale=0.07,
+            tight_shift=0.03,
+            wide_angle_rad=0.8,
+            cutout_share=0.2,
+            grey_share=0.15,
+            brightness=0.1,
+            contrast=0.25,
+            colour=0.1,
+            blur_share=0.25,
+            noise_share=0.25,
+        )
 
 
 @dataclass(frozen=True)
@@ -117,11 +136,15 @@ def wide_noise(
 
 
 def points_in_frames(
-    points: Float[np.ndarray, "N 68 2"], affine: Float[np.ndarray, "N 3 3"], flip: Bool[np.ndarray, "N"]
-) -> Float[np.ndarray, "N 68 2"]:
-    """Points in pixels of their crops, in iBUG order also where the crop is mirrored."""
+    points: Float[np.ndarray, "N L 2"],
+    affine: Float[np.ndarray, "N 3 3"],
+    flip: Bool[np.ndarray, "N"],
+    *,
+    mirror: Int[np.ndarray, "L"] = FLIP_PERMUTATION,
+) -> Float[np.ndarray, "N L 2"]:
+    """Points in pixels of their crops, in their usual order also where the crop is mirrored."""
     inside = transform_points(np.linalg.inv(affine), points.astype(np.float64)).astype(np.float32)
-    inside[flip] = inside[flip][:, FLIP_PERMUTATION]
+    inside[flip] = inside[flip][:, mirror]
     return inside
 
 
@@ -163,6 +186,8 @@ def jitter_colours(
 ) -> Float[Tensor, "N 3 S S"]:
     """Crops in [0, 1] with other brightness, contrast, tint, some grey, some with a patch covered."""
     count, size = images.shape[:2]
+    if augmentation.blur_share:
+        images = _lose_detail(images, augmentation.blur_share, generator)
     pixels = images.permute(0, 3, 1, 2).float()
     grey = np.flatnonzero(generator.random(count) < augmentation.grey_share)
     if len(grey):
@@ -172,6 +197,10 @@ def jitter_colours(
     shift = generator.normal(0.0, augmentation.brightness, (count, 1)) + 0.45 * (1.0 - gain)
     scale = torch.from_numpy((gain / 255.0).astype(np.float32))[..., None, None]
     pixels = (pixels * scale + torch.from_numpy(shift.astype(np.float32))[..., None, None]).clamp_(0.0, 1.0)
+    if augmentation.noise_share:
+        for row in np.flatnonzero(generator.random(count) < augmentation.noise_share).tolist():
+            grain = generator.standard_normal(pixels.shape[1:], dtype=np.float32) * generator.uniform(0.01, 0.06)
+            pixels[row] = (pixels[row] + torch.from_numpy(grain.astype(np.float32))).clamp_(0.0, 1.0)
     for row in np.flatnonzero(generator.random(count) < augmentation.cutout_share).tolist():
         height, width = (generator.uniform(0.1, 0.4, 2) * size).astype(int)
         top, left = generator.integers(0, size - height), generator.integers(0, size - width)
@@ -190,6 +219,20 @@ def _cut(
 ) -> CropBatch:
     crops = cut_frames(images, which, affine, size_px=size_px)
     return CropBatch(crops, points_in_frames(points[which], affine, flip), affine)
+
+
+def _lose_detail(
+    images: UInt8[Tensor, "N S S 3"], share: float, generator: np.random.Generator
+) -> UInt8[Tensor, "N S S 3"]:
+    """Some of the crops as a small or unsharp photo would give them."""
+    result = images.clone()
+    size = images.shape[1]
+    for row in np.flatnonzero(generator.random(len(images)) < share).tolist():
+        small = max(8, int(size * generator.uniform(0.2, 0.8)))
+        reduced = cv2.resize(images[row].numpy(), (small, small), interpolation=cv2.INTER_AREA)
+        enlarged = cv2.resize(reduced, (size, size), interpolation=cv2.INTER_LINEAR)
+        result[row] = torch.from_numpy(enlarged.astype(np.uint8))
+    return result
 
 
 def _shuffle_tiles(crop: UInt8[np.ndarray, "S S 3"], generator: np.random.Generator) -> UInt8[np.ndarray, "S S 3"]:

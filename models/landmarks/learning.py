@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -22,8 +23,10 @@ from models.landmarks.augment import (
     wide_noise,
 )
 from models.landmarks.framing import FLIP_PERMUTATION, frame_affine
-from models.landmarks.hierarchical import HierarchicalNetwork, LandmarkOutput
+from models.landmarks.hierarchical import LandmarkOutput
 from models.losses.landmarks import error_likelihood, presence_loss, wing_loss
+
+Network = TypeVar("Network", bound=nn.Module)
 
 MODE_CROPS = 2000
 """Crops of each kind from which the principal directions are found."""
@@ -40,6 +43,19 @@ class LandmarkSamples:
     points: Float[np.ndarray, "M 68 2"]
     """Pixels of the photos."""
     mean_shape: Float[np.ndarray, "68 2"]
+    convention: Int[np.ndarray, "M"] | None = None
+    """Where each photo has its points: 0 where the face model has them, 1 where annotated photos do, 2 and up where
+    other face models do; None: all alike."""
+    weight: Float[np.ndarray, "M"] | None = None
+    """How far the points can be trusted, 1 fully; None: all fully."""
+    dense: Float[np.ndarray, "M D 2"] | None = None
+    """Further vertices of the face model, pixels of the photos; NaN where they are not known."""
+    dense_mirror: Int[np.ndarray, "D"] | None = None
+    """Index of the mirror image of every dense point."""
+
+    def mixed(self) -> bool:
+        """Whether there is more than one convention."""
+        return self.convention is not None and bool((self.convention != self.convention[0]).any())
 
 
 @dataclass(frozen=True)
@@ -58,6 +74,9 @@ class ObjectiveSettings:
     presence_weight: float = 0.5
     faceless_share: float = 0.125
     """Crops without a face per real crop."""
+    annotated_share: float = 0.25
+    """Real crops of annotated photos in a batch, where there are rendered ones beside them."""
+    dense_weight: float = 0.5
 
 
 class LandmarkObjective:
@@ -88,13 +107,19 @@ class LandmarkObjective:
         batch = self._batch(np.random.default_rng(generator.initial_seed()))
         points = batch.points.to(device)
         output: LandmarkOutput = network(batch.images.to(device, memory_format=torch.channels_last))
-        found = output.points[: batch.faces]
+        # Annotated points are compared with what the network makes of the model's, guess by guess.
+        found, guesses = output.points[: batch.faces], output.guesses[:, : batch.faces]
+        if batch.convention is not None:
+            shift = _shift(output.shifts[:, : batch.faces], batch.convention.to(device))
+            found, guesses = found + shift, guesses + shift
         # The first guess and the looks around it learn side by side, from the same loss.
         errors = [
             wing_loss(guess, points, width=settings.wing_width_px, curvature=settings.wing_curvature_px)
-            for guess in output.guesses[:, : batch.faces]
+            for guess in guesses
         ]
         error = torch.stack(errors).sum(0)
+        if batch.weight is not None:
+            error = error * batch.weight.to(device)
         face = (torch.arange(len(batch.images), device=device) < batch.faces).float()
         doubt = presence_loss(output.presence, face)
         named = {
@@ -115,13 +140,39 @@ class LandmarkObjective:
                 found[: batch.faces - batch.real], found[batch.real :], warp=batch.warp.to(device)
             ).mean()
             total = total + settings.consistency_weight * named["consistency"]
+        if batch.dense is not None:
+            named["dense"] = self._dense_loss(output, batch.dense.to(device), batch.faces)
+            total = total + settings.dense_weight * named["dense"]
         named["error_px"] = (found[: batch.real] - points[: batch.real]).norm(dim=2).mean()
         return total, {name: value.detach() for name, value in named.items()}
+
+    def _dense_loss(self, output: LandmarkOutput, dense: Float[Tensor, "F D 2"], faces: int) -> Tensor:
+        """Wing and likelihood of the dense points of those faces whose are known."""
+        settings = self.settings
+        known = dense.isfinite().all(2).all(1)
+        if not known.any():
+            return output.dense.sum() * 0.0
+        found, target = output.dense[:faces][known], dense[known]
+        error = wing_loss(found, target, width=settings.wing_width_px, curvature=settings.wing_curvature_px)
+        doubt = error_likelihood(output.dense_log_sigma[:faces][known], found, target)
+        return error.mean() + settings.likelihood_weight * doubt.mean()
+
+    def _draw(self, count: int, random: np.random.Generator) -> Int[np.ndarray, "N 2"]:
+        """Rows of a batch: from all alike, or from annotated and rendered photos in their shares."""
+        kind = None if self.samples.convention is None else self.samples.convention[self.rows[:, 0]] == 1
+        if kind is None or kind.all() or not kind.any():
+            return self.rows[random.choice(len(self.rows), count, replace=len(self.rows) < count)]
+        share = round(count * self.settings.annotated_share)
+        parts = []
+        for rows, size in ((np.flatnonzero(~kind), count - share), (np.flatnonzero(kind), share)):
+            parts.append(rows[random.choice(len(rows), size, replace=len(rows) < size)])
+        # Shuffled, because the first rows of a batch also become its warped copies.
+        return self.rows[random.permutation(np.concatenate(parts))]
 
     def _batch(self, random: np.random.Generator) -> _TrainingBatch:
         settings, samples = self.settings, self.samples
         count = settings.batch_size
-        drawn = self.rows[random.choice(len(self.rows), count, replace=len(self.rows) < count)]
+        drawn = self._draw(count, random)
         copies = max(1, round(count * settings.augmented_share))
         flip = drawn[:, 1].astype(bool)
         tight = tight_crops(
@@ -153,12 +204,21 @@ class LandmarkObjective:
         )
         pixels = torch.from_numpy(np.concatenate([tight.images, wide.images, without]))
         warp = np.linalg.inv(tight.affine[:copies]) @ wide.affine
+        which = np.concatenate([drawn[:, 0], drawn[:copies, 0]])
+        dense = None
+        if samples.dense is not None and samples.dense_mirror is not None:
+            affine, flipped = np.concatenate([tight.affine, wide.affine]), np.concatenate([flip, ~flip[:copies]])
+            inside = points_in_frames(samples.dense[which], affine, flipped, mirror=samples.dense_mirror)
+            dense = torch.from_numpy(inside)
         return _TrainingBatch(
             images=jitter_colours(pixels, augmentation=self.augmentation, generator=random),
             points=torch.from_numpy(np.concatenate([tight.points, wide.points])),
             warp=torch.from_numpy(warp.astype(np.float32)),
             real=count,
             faces=count + copies,
+            convention=torch.from_numpy(samples.convention[which]) if samples.mixed() else None,  # type: ignore[index]
+            weight=None if samples.weight is None else torch.from_numpy(samples.weight[which]).float(),
+            dense=dense,
         )
 
 
@@ -172,6 +232,15 @@ class _TrainingBatch:
     """Pixels of each copy to pixels of its tight crop; it mirrors."""
     real: int
     faces: int
+    convention: Int[Tensor, "F"] | None
+    weight: Float[Tensor, "F"] | None
+    dense: Float[Tensor, "F D 2"] | None
+
+
+def _shift(shifts: Float[Tensor, "K F 68 2"], convention: Int[Tensor, "F"]) -> Float[Tensor, "F 68 2"]:
+    """Of each face the shift to its own convention; none to the face model's."""
+    every = torch.cat([torch.zeros_like(shifts[:1]), shifts])
+    return every[convention, torch.arange(len(convention), device=shifts.device)]
 
 
 def copy_distance(
@@ -210,7 +279,7 @@ def coordinate_modes(
     return torch.from_numpy(mean).float(), torch.from_numpy(length[:, None] * directions).float()
 
 
-class AveragedNetwork(nn.Module):
+class AveragedNetwork(nn.Module, Generic[Network]):
     """A network beside the moving average of its weights: trains the one, evaluates the other.
 
     Both are in the state dict, so a run that was killed goes on with the same average.
@@ -218,14 +287,14 @@ class AveragedNetwork(nn.Module):
 
     steps: Int[Tensor, ""]
 
-    def __init__(self, network: HierarchicalNetwork, *, decay: float = 0.995) -> None:
+    def __init__(self, network: Network, *, decay: float = 0.995) -> None:
         super().__init__()
         self.network = network
         self.average = copy.deepcopy(network).requires_grad_(False)
         self.decay = decay
         self.register_buffer("steps", torch.zeros((), dtype=torch.long))
 
-    def forward(self, image: Float[Tensor, "B 3 S S"]) -> LandmarkOutput:
+    def forward(self, image: Float[Tensor, "B 3 H W"]) -> Any:
         """The training network's answer while training, else that of the average."""
         if not self.training:
             return self.average(image)

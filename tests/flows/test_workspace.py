@@ -113,8 +113,24 @@ def test_a_workspace_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_an_unknown_preset_names_those_that_exist(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no such preset; there are portraits, smoke"):
+    with pytest.raises(FileNotFoundError, match=r"no such preset; there are landmarks, portraits, smoke"):
         create_workspace(tmp_path / "w", preset=preset_path("nope"))
+
+
+def test_presets_are_laid_over_each_other(tmp_path: Path) -> None:
+    model = ["face_model.path=m.npz", "ingest.sources.heads.face_model.path=h.npz"]
+    create_workspace(
+        tmp_path / "w",
+        preset=preset_path("portraits"),
+        further=[preset_path("landmarks")],
+        settings=["ingest.sources.portraits.path=photos", *model],
+    )
+    params = load_params(tmp_path / "w" / "params.yaml")
+    assert params.detect_landmarks.detector == "hierarchical"
+    assert params.train_self_supervised.sources[0].source == "portraits"
+    graph = yaml.safe_load((tmp_path / "w" / "dvc.yaml").read_text())["stages"]
+    # The graph notices when the head that only the detector sees changes.
+    assert str(Path("h.npz").resolve()) in graph["ingest"]["deps"]
 
 
 @pytest.mark.parametrize("text", ["a: [", "- 1"])
@@ -125,7 +141,7 @@ def test_a_preset_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> No
 
 
 def test_every_preset_is_documented_by_its_name() -> None:
-    assert preset_names() == ["portraits", "smoke"]
+    assert preset_names() == ["landmarks", "portraits", "smoke"]
 
 
 def test_an_unpacked_archive_works_without_git(tmp_path: Path) -> None:

@@ -10,11 +10,13 @@ import cv2
 import numpy as np
 import pytest
 
+from tasks.annotated_photos import neighbourhood
 from tasks.artifacts import IMAGES, LANDMARKS, QUARANTINE, SAMPLES, Workspace, read_json, read_table, write_table
 from tasks.detect import detect_landmarks, detect_shard, merge, shards
+from tasks.detector_errors import normalized_error
 from tasks.images import encode
 from tasks.params import Params, parse_params
-from tasks.train_detector import neighbourhood, normalized_error, train_detector
+from tasks.train_detector import train_detector
 
 TRAINING = {
     "init": "train_geometry",

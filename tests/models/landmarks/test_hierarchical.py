@@ -8,10 +8,9 @@ import torch
 from models.landmarks.hierarchical import (
     LOOKS,
     HierarchicalNetwork,
-    linear_attention,
-    positive_features,
 )
 from models.landmarks.local_features import read_around
+from models.landmarks.transforms import linear_attention, positive_features
 
 
 class TestLinearAttention:

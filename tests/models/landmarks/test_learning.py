@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,16 +27,23 @@ SIZE = 64
 SMALL = NetworkWidths(stem=8, patch=16, second=24, third=32, level_two=32, fused=24, hidden=64)
 
 
-def start(samples: LandmarkSamples) -> AveragedNetwork:
+def start(samples: LandmarkSamples) -> AveragedNetwork[HierarchicalNetwork]:
     torch.manual_seed(0)
     modes = coordinate_modes(samples, size_px=SIZE, generator=np.random.default_rng(0))
     return AveragedNetwork(HierarchicalNetwork(SIZE, widths=SMALL, modes=modes), decay=0.9)
 
 
 def fit(
-    samples: LandmarkSamples, averaged: AveragedNetwork, *, steps: int, progress: Path, kill_after: int | None = None
+    samples: LandmarkSamples,
+    averaged: AveragedNetwork[HierarchicalNetwork],
+    *,
+    steps: int,
+    progress: Path,
+    kill_after: int | None = None,
+    rows: np.ndarray | None = None,
 ) -> None:
-    rows = np.stack([np.repeat(np.arange(24), 2), np.tile([0, 1], 24)], 1)
+    if rows is None:
+        rows = np.stack([np.repeat(np.arange(24), 2), np.tile([0, 1], 24)], 1)
     objective = LandmarkObjective(
         samples, rows, settings=ObjectiveSettings(batch_size=16, faceless_share=0.25), size_px=SIZE
     )
@@ -153,3 +161,58 @@ def test_modes_span_the_targets(drawn_faces: LandmarkSamples) -> None:
     gram = modes @ modes.T
     torch.testing.assert_close(gram, gram.diagonal().diag(), atol=1e-5, rtol=0)
     assert bool((gram.diagonal().diff() <= 1e-6).all())
+
+
+def test_batches_hold_their_share_of_annotated_photos(drawn_faces: LandmarkSamples) -> None:
+    convention = np.zeros(24, np.int64)
+    convention[:3] = 1
+    mixed = replace(drawn_faces, convention=convention)
+    rows = np.stack([np.arange(24), np.arange(24) % 2], 1)
+    objective = LandmarkObjective(
+        mixed, rows, settings=ObjectiveSettings(batch_size=16, annotated_share=0.25), size_px=SIZE
+    )
+    batch = objective._batch(np.random.default_rng(0))
+    assert batch.convention is not None
+    assert int((batch.convention[:16] == 1).sum()) == 4
+    # All of one kind: no shares, no maps.
+    alone = LandmarkObjective(
+        replace(drawn_faces, convention=np.ones(24, np.int64)),
+        rows,
+        settings=ObjectiveSettings(batch_size=8),
+        size_px=SIZE,
+    )
+    assert alone._batch(np.random.default_rng(0)).convention is None
+
+
+def test_conventions_learn_their_shift(drawn_faces: LandmarkSamples, tmp_path: Path) -> None:
+    """Half of the photos have their points lower by a twelfth of the face: the map learns it, the points stay."""
+    shift = np.array([0.0, 5.0], np.float32)
+    points = np.concatenate([drawn_faces.points, drawn_faces.points + shift])
+    mixed = LandmarkSamples(
+        [*drawn_faces.images, *drawn_faces.images], points, drawn_faces.mean_shape, convention=np.repeat([0, 1], 24)
+    )
+    averaged = start(mixed)
+    fit(mixed, averaged, steps=150, progress=tmp_path, rows=np.stack([np.arange(48), np.zeros(48, np.int64)], 1))
+    content = detector_content(averaged.average, mean_shape=mixed.mean_shape, sigma_scale=1.0)
+    found = {
+        name: load_hierarchical(content, convention=name).detect(drawn_faces.images) for name in ("model", "annotated")
+    }
+    apart = [
+        (annotated.landmarks - model.landmarks).mean(0)
+        for model, annotated in zip(found["model"], found["annotated"], strict=True)
+        if model is not None and annotated is not None
+    ]
+    assert len(apart) >= 20
+    assert np.mean(apart, 0) == pytest.approx(shift, abs=1.2)
+
+
+def test_trust_scales_the_error(drawn_faces: LandmarkSamples) -> None:
+    rows = np.stack([np.arange(24), np.zeros(24, np.int64)], 1)
+    settings = ObjectiveSettings(batch_size=8, likelihood_weight=0.0, presence_weight=0.0)
+    generator = torch.Generator().manual_seed(3)
+    losses = []
+    for weight in (None, np.full(24, 0.5)):
+        objective = LandmarkObjective(replace(drawn_faces, weight=weight), rows, settings=settings, size_px=SIZE)
+        network = start(drawn_faces).train()
+        losses.append(float(objective(network, generator)[0].detach()))
+    assert losses[1] == pytest.approx(0.5 * losses[0], rel=1e-4)

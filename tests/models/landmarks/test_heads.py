@@ -1,0 +1,88 @@
+"""The map between conventions of points, and the dense head."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.landmarks.heads import ConventionMap, DenseHead
+from models.landmarks.hierarchical import HierarchicalNetwork, NetworkWidths
+from tests.models.landmarks.conftest import face_shape
+
+SMALL = NetworkWidths(stem=8, patch=16, second=24, third=32, level_two=32, fused=24, hidden=64)
+
+
+def moved(points: torch.Tensor, angle: float, size: float) -> torch.Tensor:
+    """Faces turned clockwise and enlarged."""
+    turn = torch.tensor([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]], dtype=points.dtype)
+    return size * points @ turn.T + 40.0
+
+
+@pytest.fixture
+def taught() -> ConventionMap:
+    """A map that shifts every point by random amounts, in part by what is individual."""
+    convention = ConventionMap()
+    convention.set_reference(torch.from_numpy(face_shape()).float())
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        convention.shift.copy_(0.05 * torch.randn(68, 2, generator=generator))
+        convention.move.weight.copy_(0.1 * torch.randn(136, 8, generator=generator))
+    return convention
+
+
+class TestConventionMap:
+    def test_starts_as_no_shift(self) -> None:
+        points = torch.rand(2, 68, 2, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(ConventionMap()(points), torch.zeros(2, 68, 2))
+
+    @pytest.mark.parametrize("angle", [0.0, 0.4, -2.0, np.pi])
+    @pytest.mark.parametrize("size", [0.5, 30.0])
+    def test_turns_and_grows_with_the_face(self, taught: ConventionMap, angle: float, size: float) -> None:
+        generator = torch.Generator().manual_seed(1)
+        upright = torch.from_numpy(face_shape()).float() + 0.03 * torch.randn(3, 68, 2, generator=generator)
+        still = moved(upright + taught(upright), angle, size)
+        face = moved(upright, angle, size)
+        torch.testing.assert_close(face + taught(face), still, atol=2e-4 * size, rtol=0)
+
+    def test_individual_faces_are_shifted_differently(self, taught: ConventionMap) -> None:
+        generator = torch.Generator().manual_seed(2)
+        faces = torch.from_numpy(face_shape()).float() + 0.05 * torch.randn(2, 68, 2, generator=generator)
+        first, second = taught(faces)
+        assert (first - second).norm(dim=1).max() > 1e-3
+
+
+class TestDenseHead:
+    def test_coefficients_move_points_along_the_directions(self) -> None:
+        directions = torch.eye(4, 6)
+        head = DenseHead(5, 3, (torch.arange(6.0), torch.cat([directions, torch.zeros(2, 6)])))
+        with torch.no_grad():
+            head.coefficients.weight.zero_()
+            head.coefficients.bias.copy_(torch.tensor([1.0, 0.0, 2.0, 0.0, 9.0, 9.0]))
+        points, log_sigma = head(torch.randn(2, 5, generator=torch.Generator().manual_seed(0)))
+        expected = torch.tensor([[1.0, 1.0], [4.0, 3.0], [4.0, 5.0]])
+        torch.testing.assert_close(points, expected.expand(2, 3, 2))
+        assert log_sigma.shape == (2, 3)
+
+    def test_network_with_and_without_dense_points(self) -> None:
+        image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        for count in (0, 20):
+            network = HierarchicalNetwork(64, widths=SMALL, dense_points=count).eval()
+            output = network(image)
+            assert output.dense.shape == (2, count, 2)
+            assert output.dense_log_sigma.shape == (2, count)
+
+
+class TestConventionsOfTheNetwork:
+    def test_annotated_points_are_the_first_convention(self) -> None:
+        network = HierarchicalNetwork(64, widths=SMALL, conventions=2).eval()
+        with torch.no_grad():
+            network.conventions[0].shift.fill_(0.1)  # type: ignore[union-attr, operator]
+        output = network(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
+        torch.testing.assert_close(output.annotated, output.points + output.shifts[0])
+        assert torch.equal(output.shifts[1], torch.zeros(2, 68, 2))
+        assert output.shifts[0].abs().max() > 0.0
+
+    def test_no_convention_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="no conventions"):
+            HierarchicalNetwork(64, widths=SMALL, conventions=0)
