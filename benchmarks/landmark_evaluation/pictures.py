@@ -60,12 +60,14 @@ def write_curves(path: Path, faces: MeasuredFaces, reliability: Sequence[Reliabi
     cumulative.legend(frameon=False, loc="lower right")
     if reliability:
         expected, observed = [one.expected * 100 for one in reliability], [one.observed * 100 for one in reliability]
-        ends = [0.0, 1.05 * max(*expected, *observed)]
+        every = [value for value in [*expected, *observed] if value > 0.0]
+        ends = [0.8 * min(every), 1.25 * max(every)] if every else [0.1, 10.0]
         calibration.plot(ends, ends, color="#9aa0a6", linewidth=0.8, linestyle="--", label="the truth told")
         calibration.plot(
             expected, observed, color="#08519c", marker="o", markersize=4, label="bins of equally many points"
         )
-        calibration.set(xlim=ends, ylim=ends)
+        # A few faces gone wrong must not press all other bins into a corner.
+        calibration.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
         calibration.legend(frameon=False)
     calibration.set(xlabel="expected error in % of the face", ylabel="observed")
     for axes in (cumulative, calibration):
