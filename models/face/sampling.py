@@ -103,17 +103,25 @@ def _places(names: Sequence[str]) -> dict[str, tuple[int, ...]]:
     """Columns of a shape by its name without the side: one, or left and right."""
     places: dict[str, tuple[int, ...]] = {}
     for place, name in enumerate(names):
-        base = name
-        for suffix in ("_L", "_R", "Left", "Right"):
-            base = base.removesuffix(suffix)
-        if base in ("jaw", "mouth"):
-            base = name
+        base = _without_side(name)
         places[base] = (*places.get(base, ()), place)
     return places
 
 
+def _without_side(name: str) -> str:
+    base = name
+    for suffix in ("_L", "_R", "Left", "Right"):
+        base = base.removesuffix(suffix)
+    return name if base in ("jaw", "mouth") else base
+
+
 ARKIT_SHAPES = frozenset(_places(ARKIT_NAMES))
 """ARKit's names without their sides. Those that no action uses, such as tongueOut, stay at rest."""
+
+
+def is_arkit_shape(name: str) -> bool:
+    """Whether an expression has one of ARKit's names, with or without a side, and so lies in [0, 1]."""
+    return _without_side(name) in ARKIT_SHAPES
 
 
 def sample_rotation(count: int, *, max_yaw_deg: float, generator: Generator) -> Float[Tensor, "B 3"]:
