@@ -34,7 +34,7 @@ HALF_WIDTH = 1.1
 """Of the head with ears and hair, relative to half the distance of the jaw's ends."""
 
 UPWARDS, DOWNWARDS, HALF_DEPTH, BEHIND_EARS = 1.75, 1.5, 1.2, 0.15
-"""In half widths: from the eyes to the end of the hair and to the chin, and how far the ears lie behind the jaw's ends."""
+"""In half widths, from the eyes: up to the hair's end, down to the chin; depth; the middle behind the jaw's ends."""
 
 ROUND_FRONT = 3.0
 """Power of the distance from the middle with which the front of the head falls away; 2 is pointed, 4 flat."""
