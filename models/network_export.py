@@ -1,22 +1,18 @@
-"""The networks as ONNX files that run without our code, and the proof that they compute the same.
+"""The reconstructor as one ONNX file that runs without our code: crop and landmarks in, mesh out.
 
-Every graph takes batches of any size. The reconstructor's contains its face model: crop and landmarks in, mesh out.
+The graph contains its face model, and takes batches of any size.
 """
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
-from jaxtyping import Float, config
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.face.camera import FOCAL_PER_SIZE, project, to_camera_space
-from models.landmarks.hierarchical import HierarchicalNetwork
+from models.onnx_graph import check_graph, write_graph
 from models.reconstruction.reconstructor import Reconstructor
 from models.types import LANDMARK_COUNT, Camera
 
@@ -33,11 +29,6 @@ RECONSTRUCTOR_OUTPUTS = (
     "colours",
     "landmarks_projected",
 )
-LANDMARK_INPUTS = ("image",)
-LANDMARK_OUTPUTS = ("points", "log_sigma", "presence")
-
-TOLERANCE = 1e-3
-"""Largest difference between an exported graph and its network, relative to the largest number of that output."""
 
 
 class ReconstructorGraph(nn.Module):
@@ -79,19 +70,6 @@ class ReconstructorGraph(nn.Module):
         )
 
 
-class LandmarkGraph(nn.Module):
-    """Crops in [0, 1] to `LANDMARK_OUTPUTS`."""
-
-    def __init__(self, network: HierarchicalNetwork) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, image: Float[Tensor, "B 3 S S"]) -> tuple[Tensor, ...]:
-        """Points in crop pixels, log of their error in crop pixels, logit of a face."""
-        found = self.network(image)
-        return found.points, found.log_sigma, found.presence
-
-
 def export_reconstructor(reconstructor: Reconstructor, path: Path) -> float:
     """Write the reconstructor and its face model as one graph; returns the largest relative difference found.
 
@@ -108,82 +86,5 @@ def export_reconstructor(reconstructor: Reconstructor, path: Path) -> float:
     graph = ReconstructorGraph(reconstructor).eval()
     # The graph holds the face model, so it says whose it is.
     origin = {f"face_model_{key}": value for key, value in reconstructor.model.stamp().items()}
-    _export(graph, example(2), path, inputs=RECONSTRUCTOR_INPUTS, outputs=RECONSTRUCTOR_OUTPUTS, metadata=origin)
-    return _checked(graph, example(3), path, inputs=RECONSTRUCTOR_INPUTS, outputs=RECONSTRUCTOR_OUTPUTS)
-
-
-def export_landmark_network(network: HierarchicalNetwork, path: Path) -> float:
-    """Write the landmark network; returns the largest relative difference found.
-
-    Raises: ValueError if the graph differs from the network by more than `TOLERANCE`.
-    """
-    size = network.input_size_px
-
-    def example(count: int) -> tuple[Tensor, ...]:
-        return (torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count)),)
-
-    graph = LandmarkGraph(network).eval()
-    _export(graph, example(2), path, inputs=LANDMARK_INPUTS, outputs=LANDMARK_OUTPUTS)
-    return _checked(graph, example(3), path, inputs=LANDMARK_INPUTS, outputs=LANDMARK_OUTPUTS)
-
-
-def _export(
-    graph: nn.Module,
-    example: tuple[Tensor, ...],
-    path: Path,
-    *,
-    inputs: tuple[str, ...],
-    outputs: tuple[str, ...],
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    logger = logging.getLogger("torch.onnx")
-    level, unchecked = logger.level, config.jaxtyping_disable
-    logger.setLevel(logging.ERROR)
-    # While tests check types: the batch size is a symbol here, and no int.
-    config.update("jaxtyping_disable", True)
-    try:
-        with warnings.catch_warnings():
-            # The exporter warns of its own inner workings and of packages that it looks for and does not need.
-            warnings.simplefilter("ignore")
-            program = torch.onnx.export(
-                graph,
-                example,
-                dynamo=True,
-                # The runtime optimises when it loads; doing it here as well takes as long as the rest.
-                optimize=False,
-                verbose=False,
-                input_names=inputs,
-                output_names=outputs,
-                dynamic_shapes=tuple({0: "batch"} for _ in example),
-            )
-            assert program is not None
-            program.model.metadata_props.update(metadata or {})
-            program.save(path, external_data=False)
-    finally:
-        logger.setLevel(level)
-        config.update("jaxtyping_disable", unchecked)
-
-
-def _checked(
-    graph: nn.Module, example: tuple[Tensor, ...], path: Path, *, inputs: tuple[str, ...], outputs: tuple[str, ...]
-) -> float:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    found = session.run(list(outputs), {name: value.numpy() for name, value in zip(inputs, example, strict=True)})
-    with torch.no_grad():
-        expected = graph(*example)
-    worst = 0.0
-    for name, exported, computed in zip(outputs, found, expected, strict=True):
-        reference = computed.numpy()
-        scale = max(float(np.abs(reference).max(initial=0.0)), 1e-6)
-        difference = float(np.abs(exported - reference).max(initial=0.0)) / scale
-        if not difference <= TOLERANCE:
-            raise ValueError(
-                f"{path.name}: output {name} differs from the network by {difference:.2g} of its range, "
-                f"expected at most {TOLERANCE:g}; check the versions of torch and onnxruntime"
-            )
-        worst = max(worst, difference)
-    return worst
+    write_graph(graph, example(2), path, inputs=RECONSTRUCTOR_INPUTS, outputs=RECONSTRUCTOR_OUTPUTS, metadata=origin)
+    return check_graph(graph, example(3), path, inputs=RECONSTRUCTOR_INPUTS, outputs=RECONSTRUCTOR_OUTPUTS)

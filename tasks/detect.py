@@ -70,8 +70,9 @@ def open_detector(params: Params, workspace: Workspace) -> LandmarkDetector:
     device = "cuda" if params.project.device != "cpu" and torch.cuda.is_available() else "cpu"
     options: dict[str, Any] = {"min_face_score": section.min_face_score, "device": device}
     if section.detector == "hierarchical":
-        content = load_checkpoint(workspace.folder("train_detector") / "checkpoint.pt")
-        options.update(content=content, batch_size=section.batch_size)
+        folder = workspace.folder("train_detector")
+        content = load_checkpoint(folder / "checkpoint.pt")
+        options.update(content=content, exported=folder, batch_size=section.batch_size)
     return build_detector(section.detector, **options)
 
 

@@ -28,11 +28,12 @@ from models.face.camera import CAMERA_DISTANCE_MM, FOCAL_PER_SIZE, crop_camera, 
 from models.face.formats import save_face_model
 from models.face.lighting import ambient_light
 from models.face.morphable import MorphableModel
-from models.landmarks.cascade import REFINEMENTS, load_hierarchical
+from models.landmarks.cascade import MIN_BOX_SCORE, REFINEMENTS, UNBOXED_REFINEMENTS
 from models.landmarks.detector import CONFIDENCE_SIGMA, PROVIDED_SIGMA, confidence_from_sigma
 from models.landmarks.framing import FLIP_PERMUTATION, FRAME_SCALE
-from models.landmarks.hierarchical import HierarchicalNetwork
-from models.network_export import RECONSTRUCTOR_OUTPUTS, TOLERANCE, export_landmark_network, export_reconstructor
+from models.landmarks.portable import FINDER_FILE, LANDMARK_FILE, export_detector, finder_settings
+from models.network_export import RECONSTRUCTOR_OUTPUTS, export_reconstructor
+from models.onnx_graph import TOLERANCE
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
 from models.rendering.render import render
 from tasks.artifacts import CLEAN, Workspace, load_checkpoint, read_json, read_table, replace_folder, write_json
@@ -59,10 +60,12 @@ PACKAGE_FILES = {
     "face_model": "face_model.npz",
     "reconstructor": "reconstructor.onnx",
     "reconstructor_checkpoint": "reconstructor.pt",
-    "detector": "detector.onnx",
+    "detector": LANDMARK_FILE,
+    "finder": FINDER_FILE,
     "detector_checkpoint": "detector.pt",
 }
-"""Names under which served_model.py finds its artifacts; the detector's are absent if landmarks are provided."""
+"""Names under which served_model.py finds its artifacts; the detector's are absent if landmarks are provided,
+the finder's also if none was trained."""
 
 EXAMPLE_SIZE_PX = 160
 
@@ -115,10 +118,9 @@ def write_package(folder: Path, params: Params, workspace: Workspace, model: Mor
     if params.detect_landmarks.detector == "hierarchical":
         checkpoint = workspace.folder("train_detector") / "checkpoint.pt"
         content = load_checkpoint(checkpoint)
-        network = load_hierarchical(content).network
-        assert isinstance(network, HierarchicalNetwork)
         shutil.copy(checkpoint, folder / PACKAGE_FILES["detector_checkpoint"])
-        deviations["detector"] = export_landmark_network(network, folder / PACKAGE_FILES["detector"])
+        exported = export_detector(content, folder)
+        deviations |= {Path(name).stem: deviation for name, deviation in exported.items()}
         detector = _detector_settings(content, params)
     write_json(folder / PACKAGE_FILES["settings"], _settings(params, reconstructor, detector))
     return deviations
@@ -170,8 +172,10 @@ def _detector_settings(content: dict[str, Any], params: Params) -> dict[str, Any
         "frame_scale": FRAME_SCALE,
         "mirror_order": FLIP_PERMUTATION.tolist(),
         "refinements": REFINEMENTS,
+        "unboxed_refinements": UNBOXED_REFINEMENTS,
         "confidence_sigma": CONFIDENCE_SIGMA,
         "min_face_score": params.detect_landmarks.min_face_score,
+        "finder": {**finder_settings(), "min_score": MIN_BOX_SCORE} if "finder" in content else None,
     }
 
 

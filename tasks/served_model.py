@@ -17,6 +17,7 @@ import onnxruntime
 import pandas
 from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 MATTE = 128
@@ -26,6 +27,12 @@ LANDMARK_COUNT = 68
 
 WINDOW_SCALES = (1.0, 0.7, 0.5, 0.35)
 """Sides of the search windows relative to the shorter side of the photo."""
+
+MAX_CELLS, SAME_OVERLAP, INSIDE_OVERLAP, SURE_SHARE = 400, 0.35, 0.7, 0.5
+"""How cells become boxes and which face is taken, as in models/landmarks/finder.py and cascade.py."""
+
+Face = tuple[np.ndarray, np.ndarray, float]
+"""Points (68, 2) in photo pixels, confidence (68,) and score of a face; while searching, expected errors of several."""
 
 
 class PhotoError(ValueError):
@@ -46,8 +53,6 @@ def decode_photo(value: Any, *, max_pixels: int) -> np.ndarray:
             raise PhotoError("image: neither image bytes nor base64 of them") from None
     if not isinstance(value, (bytes, bytearray)) or not value:
         raise PhotoError(f"image: {type(value).__name__} without content, expected image bytes, base64 or RGB pixels")
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     try:
         with Image.open(io.BytesIO(value), formats=FORMATS) as image:
             if image.width * image.height > max_pixels:
@@ -174,46 +179,80 @@ def _axis_weights(step: float, start: float, size_px: int, length: int) -> tuple
     return weights, slice(low, high)
 
 
-class FaceFinder:
-    """The detector of models/landmarks/cascade.py on one photo, with more windows in place of OpenCV's cascade."""
+def find_boxes(session: onnxruntime.InferenceSession, photo: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
+    """Squares around faces, largest first: rows of centre x, y, side, angle; see models/landmarks/finder.py."""
+    height, width = photo.shape[:2]
+    factor = min(1.0, settings["longest_px"] / max(height, width))
+    size = [max(1, round(extent * factor)) for extent in (width, height)]
+    reduced = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX), dtype=np.float32)
+    stride, multiple = settings["stride"], settings["size_multiple"]
+    padded = [max(2, -(-extent // multiple)) * multiple for extent in size[::-1]]
+    pixels = np.zeros((1, 3, *padded), dtype=np.float32)
+    pixels[0, :, : size[1], : size[0]] = reduced.transpose(2, 0, 1) / 255.0
+    found = session.run(["score", "offset", "log_side", "turn"], {"image": pixels})
+    logit, offset, log_side, turn = (values[0].astype(np.float64) for values in found)
+    cells = []
+    for level in range(settings["levels"]):
+        rows, columns = (-(-(extent >> level) // stride) for extent in padded)
+        y, x = np.divmod(np.arange(rows * columns), columns)
+        cells.append(2.0**level * np.stack([x * stride + 0.5, y * stride + 0.5, np.ones(len(x))], 1))
+    order = np.argsort(-logit, kind="stable")[:MAX_CELLS]
+    order = order[logit[order] >= np.log(settings["min_score"] / (1.0 - settings["min_score"]))]
+    cell = np.concatenate(cells)[order]
+    centre = cell[:, :2] + offset[order] * settings["offset_unit"] * cell[:, 2:]
+    side = settings["reference_side"] * cell[:, 2] * np.exp(log_side[order])
+    kept: list[int] = []
+    for row in range(len(side)):
+        # Elsewhere the squares of a face are averaged; the surest is as good to start from.
+        reach = (side[kept, None] + side[row]) / 2.0 - np.abs(centre[kept] - centre[row])
+        common = np.minimum(reach.clip(0.0), np.minimum(side[kept], side[row])[:, None]).prod(1)
+        same = common > SAME_OVERLAP * (side[kept] ** 2 + side[row] ** 2 - common)
+        if not (same | ((common > INSIDE_OVERLAP * side[row] ** 2) & (side[kept] >= side[row]))).any():
+            kept.append(row)
+    boxes = np.column_stack([centre, side, np.arctan2(turn[order, 1], turn[order, 0])])[kept]
+    return boxes[np.argsort(-boxes[:, 2], kind="stable")] * [width / size[0], height / size[1], width / size[0], 1.0]
 
-    def __init__(self, session: onnxruntime.InferenceSession, settings: dict[str, Any]) -> None:
-        self.session = session
+
+class FaceFinder:
+    """The detector of models/landmarks/cascade.py on one photo; without boxes it looks at more windows than that."""
+
+    def __init__(self, session: Any, settings: dict[str, Any], boxes: Any = None) -> None:
+        self.session, self.settings, self.boxes = session, settings, boxes
         self.size_px: int = settings["input_size_px"]
         self.mean_shape = np.array(settings["mean_shape"])
-        self.frame_scale: float = settings["frame_scale"]
-        self.mirror_order = np.array(settings["mirror_order"])
-        self.refinements: int = settings["refinements"]
-        self.sigma_scale: float = settings["sigma_scale"]
-        self.confidence_sigma: float = settings["confidence_sigma"]
-        self.min_face_score: float = settings["min_face_score"]
 
-    def find(self, photo: np.ndarray) -> tuple[np.ndarray, np.ndarray, float] | None:
-        """Points (68, 2) in photo pixels, confidence (68,) and score of the best face, None where there is none."""
+    def find(self, photo: np.ndarray) -> Face | None:
+        """The largest face that is sure enough, or the surest where there are no boxes."""
         height, width = photo.shape[:2]
-        whole = np.array([[width / 2.0, height / 2.0, max(height, width)]])
-        found = self._refine(photo, self._look(photo, self._affine(whole[:, :2], whole[:, 2])))
-        if found is None:
-            windows = np.array(search_windows(height, width))
-            found = self._refine(photo, self._look(photo, self._affine(windows[:, :2], windows[:, 2])))
+        looks, boxes = self.settings["unboxed_refinements"], self.boxes
+        squares = np.zeros((0, 4)) if boxes is None else find_boxes(boxes, photo, self.settings["finder"])
+        boxed = [self._refine(photo, row[None, :3], float(row[3]), self.settings["refinements"]) for row in squares]
+        faces = [face for face in boxed if face is not None]
+        if faces:
+            enough = SURE_SHARE * max(face[2] * face[1].mean() for face in faces)
+            return next(face for face in faces if face[2] * face[1].mean() >= enough)
+        found = self._refine(photo, np.array([[width / 2.0, height / 2.0, max(height, width)]]), 0.0, looks)
+        if found is None and self.boxes is None:
+            found = self._refine(photo, np.array(search_windows(height, width)), 0.0, looks)
         return found
 
-    def _refine(
-        self, photo: np.ndarray, guesses: tuple[np.ndarray, np.ndarray, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, float] | None:
+    def _refine(self, photo: np.ndarray, squares: np.ndarray, angle: float, looks: int) -> Face | None:
+        guesses = self._look(photo, self._affine(squares[:, :2], squares[:, 2], angle))
         # Sure of a face, and sure of its points, which favours windows that fit tightly.
         rank = np.log(guesses[2] + 1e-6) - 0.5 * np.log(guesses[1].mean(1) + 1e-6)
         points, sigma, score = (values[rank.argmax()] for values in guesses)
-        for step in range(self.refinements):
+        for _ in range(looks):
             centre, side, angle = self._tight_frame(points)
             affine = self._affine(centre[None], np.array([side]), angle)
-            guess = self._look(photo, affine)
-            if step == self.refinements - 1:
-                guess = self._with_mirrored(photo, affine, guess)
-            points, sigma, score = (values[0] for values in guess)
-        if score < self.min_face_score or np.ptp(points, axis=0).max() < 1.0:
+            points, sigma, score = (values[0] for values in self._look(photo, affine))
+        # The last look is also taken from right to left.
+        flip = np.array([[-1.0, 0.0, self.size_px], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+        mirrored, order = self._look(photo, affine @ flip), self.settings["mirror_order"]
+        points, sigma = (points + mirrored[0][0][order]) / 2.0, (sigma + mirrored[1][0][order]) / 2.0
+        score = (score + mirrored[2][0]) / 2.0
+        if score < self.settings["min_face_score"] or np.ptp(points, axis=0).max() < 1.0:
             return None
-        return points, 1.0 / (1.0 + (sigma / self.confidence_sigma) ** 2), float(score)
+        return points, 1.0 / (1.0 + (sigma / self.settings["confidence_sigma"]) ** 2), float(score)
 
     def _look(self, photo: np.ndarray, affines: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         crops = np.stack([cut_frame(photo, affine, self.size_px) for affine in affines])
@@ -221,20 +260,9 @@ class FaceFinder:
         points, log_sigma, presence = self.session.run(["points", "log_sigma", "presence"], {"image": pixels})
         points = points.astype(np.float64)
         side = np.maximum(np.ptp(points, axis=1).max(1), 1.0)
-        sigma = np.exp(log_sigma.astype(np.float64)) * self.sigma_scale / side[:, None]
+        sigma = np.exp(log_sigma.astype(np.float64)) * self.settings["sigma_scale"] / side[:, None]
         photo_points = points @ affines[:, :2, :2].transpose(0, 2, 1) + affines[:, None, :2, 2]
         return photo_points, sigma, 1.0 / (1.0 + np.exp(-presence.astype(np.float64)))
-
-    def _with_mirrored(
-        self, photo: np.ndarray, affines: np.ndarray, guesses: tuple[np.ndarray, np.ndarray, np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Mean with a look at the same frames from right to left."""
-        flip = np.array([[-1.0, 0.0, self.size_px], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
-        points, sigma, score = self._look(photo, affines @ flip)
-        order = self.mirror_order
-        mirrored = points[:, order], sigma[:, order], score
-        first, second, third = ((one + other) / 2.0 for one, other in zip(guesses, mirrored, strict=True))
-        return first, second, third
 
     def _affine(self, centre: np.ndarray, side: np.ndarray, angle: float = 0.0) -> np.ndarray:
         linear = _rotation(angle)[None] * (side / self.size_px)[:, None, None]
@@ -251,7 +279,7 @@ class FaceFinder:
         angle = float(np.arctan2(sine, (reference * centred).sum()))
         upright = centred @ _rotation(angle)
         low, high = upright.min(0), upright.max(0)
-        side = max(self.frame_scale * float((high - low).max()), 1.0)
+        side = max(self.settings["frame_scale"] * float((high - low).max()), 1.0)
         return middle + _rotation(angle) @ ((low + high) / 2.0), side, angle
 
 
@@ -266,7 +294,8 @@ class FaceReconstructor(PythonModel):  # type: ignore[misc]
         self.outputs = [output.name for output in self.reconstructor.get_outputs()]
         self.finder = None
         if "detector" in context.artifacts:
-            self.finder = FaceFinder(_session(context.artifacts["detector"]), self.settings["detector"])
+            boxes = _session(context.artifacts["finder"]) if "finder" in context.artifacts else None
+            self.finder = FaceFinder(_session(context.artifacts["detector"]), self.settings["detector"], boxes)
         with np.load(context.artifacts["face_model"], allow_pickle=False) as file:
             self.triangles = file["triangles"].astype(np.int32)
 
@@ -333,7 +362,7 @@ class FaceReconstructor(PythonModel):  # type: ignore[misc]
             **({"triangles": self.triangles} if with_triangles else {}),
         }
 
-    def _detect(self, photo: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    def _detect(self, photo: np.ndarray) -> Face:
         if self.finder is None:
             raise PhotoError("landmarks: missing, and this model came without a detector; give 136 numbers per photo")
         # Faces were trained on photos of limited size; the crop is cut from the full one again.

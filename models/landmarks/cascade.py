@@ -1,23 +1,22 @@
-"""Our detector: the hierarchical network looks at whole photos, at windows where it must, then ever more closely.
+"""Our detector: boxes of faces, then the hierarchical network looks at each ever more closely.
 
+Boxes come from the trained finder. Without one the network itself looks at whole photos, and at windows where it must.
 Every pass frames the face by the points of the pass before, upright and tight, so the last one sees a face at the size
-it was trained on. The last look is also taken in the mirror. All passes run over batches of photos.
+it was trained on. The last look is also taken in the mirror. All passes run over all faces of a batch of photos.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import nn
 
 from models.landmarks.detector import Annotations, Detection, confidence_from_sigma
+from models.landmarks.finder import FinderRun, find_faces, load_finder
 from models.landmarks.framing import (
     FLIP_PERMUTATION,
     box_side,
@@ -27,56 +26,42 @@ from models.landmarks.framing import (
     tight_frame,
     transform_points,
 )
+from models.landmarks.guesses import MIN_POINT_SPREAD_PX, CropReader, CropReading, Guesses, without_duplicates
 from models.landmarks.hierarchical import HierarchicalNetwork, LandmarkOutput, NetworkWidths
-from models.types import LANDMARK_COUNT
+from models.landmarks.windows import cascade_windows, search_windows
 
-REFINEMENTS = 3
+REFINEMENTS = 2
+"""Looks at a face after the one at its box, each framed by the points of the look before."""
 
-WINDOW_SCALES = (0.7, 0.5)
-"""Sides of the search windows relative to the shorter side of the photo."""
+UNBOXED_REFINEMENTS = 3
+"""The same where the first look was at a whole photo or a window, far from the frame that the network knows best."""
 
-CASCADE_MARGIN = 1.3
-"""A box of OpenCV's cascade ends at chin and brows; the network wants some room around."""
+MIN_BOX_SCORE = 0.3
+"""Boxes that the finder is less sure of are not looked at; what the network sees in the others decides."""
 
-MIN_POINT_SPREAD_PX = 1.0
-"""Points closer together than this are no face and cannot be framed again."""
+SURE_SHARE = 0.5
+"""Of the surest face's certainty, what the largest must reach to be the best one."""
 
+Boxes = Literal["auto", "finder", "windows", "opencv"]
+"""Where boxes come from: `auto` is the finder, and the whole photo where it finds nothing, or windows without one."""
 
-@dataclass(frozen=True)
-class Guesses:
-    """What the network says about N frames."""
+Convention = Literal["model", "annotated"]
+"""Points at the face model's vertices, or where photos are annotated."""
 
-    photo: Int[np.ndarray, "N"]
-    points: Float[np.ndarray, "N 68 2"]
-    """Pixels of the photo."""
-    sigma: Float[np.ndarray, "N 68"]
-    """Expected error as a fraction of the larger side of the points' box."""
-    presence: Float[np.ndarray, "N"]
-
-    def rank(self) -> Float[np.ndarray, "N"]:
-        """Higher is better: sure of a face, and sure of its points, which favours windows that fit tightly."""
-        return np.log(self.presence + 1e-6) - 0.5 * np.log(self.sigma.mean(1) + 1e-6)
-
-    def average(self, other: Guesses) -> Guesses:
-        """Mean of two looks at the same faces."""
-        return Guesses(
-            self.photo,
-            (self.points + other.points) / 2.0,
-            (self.sigma + other.sigma) / 2.0,
-            (self.presence + other.presence) / 2.0,
-        )
-
-    def take(self, rows: Int[np.ndarray, "M"]) -> Guesses:
-        """The guesses of those rows."""
-        return Guesses(self.photo[rows], self.points[rows], self.sigma[rows], self.presence[rows])
+ADDED_LATER = ("conventions.", "dense_head.")
+"""Parts of the network that older checkpoints lack; they start as nothing."""
 
 
 class HierarchicalDetector:
-    """`LandmarkDetector` around a trained `HierarchicalNetwork`."""
+    """`LandmarkDetector` around a trained `HierarchicalNetwork`, run by torch or by anything else.
+
+    `finder`: a trained `FaceFinder`, or what runs one.
+    Raises: ValueError if the boxes are to come from a finder and there is none.
+    """
 
     def __init__(
         self,
-        network: nn.Module,
+        network: nn.Module | CropReader,
         *,
         input_size_px: int,
         mean_shape: Float[np.ndarray, "68 2"],
@@ -85,15 +70,25 @@ class HierarchicalDetector:
         batch_size: int = 64,
         half_precision: bool = False,
         device: str = "cpu",
+        finder: nn.Module | FinderRun | None = None,
+        boxes: Boxes = "auto",
+        convention: Convention = "model",
     ) -> None:
-        self.network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if boxes == "finder" and finder is None:
+            raise ValueError("landmark detector: boxes: finder, but no finder was trained; train again, or boxes: auto")
+        self.read_crops: CropReader
+        if isinstance(network, nn.Module):
+            self.read_crops = _torch_reader(network, device, half_precision=half_precision)
+        else:
+            self.read_crops = network
+        self.finder = finder.eval().to(device) if isinstance(finder, nn.Module) else finder
         self.input_size_px = input_size_px
         self.mean_shape = mean_shape
         self.sigma_scale = sigma_scale
         self.min_face_score = min_face_score
         self.batch_size = batch_size
-        self.half_precision = half_precision
-        self.device = device
+        self.boxes = boxes
+        self.convention = convention
 
     def detect(
         self,
@@ -101,48 +96,111 @@ class HierarchicalDetector:
         *,
         annotations: Annotations | None = None,  # noqa: ARG002
     ) -> list[Detection | None]:
-        """The best face of each photo, None where none scores `min_face_score`; annotations are not read."""
-        everything = np.arange(len(images))
+        """The best face of each photo, None where none scores `min_face_score`; annotations are not read.
+
+        Best is the largest that is sure enough, see `best_face`; without a finder it is the surest.
+        """
+        if self._finds_boxes():
+            return [best_face(faces) for faces in self.detect_all(images)]
         found: list[Detection | None] = [None] * len(images)
-        missed = self._accept(self._refine(images, self._whole(images, everything)), found)
+        whole = self._refine(images, self._whole(images, np.arange(len(images))), UNBOXED_REFINEMENTS)
+        missed = self._accept(whole, found)
         if len(missed):
-            self._accept(self._refine(images, self._search(images, missed)), found)
+            self._accept(self._refine(images, self._search(images, missed), UNBOXED_REFINEMENTS), found)
         return found
+
+    def detect_all(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[list[Detection]]:
+        """Every face of each photo, largest first; no face is an empty list."""
+        guesses = self._in_boxes(images) if self._finds_boxes() else self._in_windows(images)
+        guesses = guesses.take(self._shows_face(guesses))
+        guesses = guesses.take(without_duplicates(guesses))
+        found: list[list[Detection]] = [[] for _ in images]
+        for row in np.argsort(-box_side(guesses.points), kind="stable").tolist():
+            found[int(guesses.photo[row])].append(self._detection(guesses, row))
+        return found
+
+    def _finds_boxes(self) -> bool:
+        return self.boxes in ("finder", "opencv") or (self.boxes == "auto" and self.finder is not None)
+
+    def _in_boxes(self, images: Sequence[np.ndarray]) -> Guesses:
+        """Faces in the boxes of the finder or of OpenCV; with `auto`, in whole photos without any box, too."""
+        if self.boxes == "opencv" or self.finder is None:
+            rows = [(index, *window, 0.0) for index, image in enumerate(images) for window in cascade_windows(image)]
+            table = np.array(rows, np.float64).reshape(-1, 5)
+        else:
+            found = find_faces(self.finder, images, min_score=MIN_BOX_SCORE, batch_size=self.batch_size)
+            columns = [
+                np.column_stack([np.full(len(boxes), index), boxes.centre, boxes.side, boxes.angle])
+                for index, boxes in enumerate(found)
+            ]
+            table = np.concatenate(columns) if columns else np.zeros((0, 5))
+        which = table[:, 0].astype(np.int64)
+        affine = self._affine(table[:, 1:3], np.maximum(table[:, 3], MIN_POINT_SPREAD_PX), table[:, 4])
+        guesses = self._refine(images, self._look(images, which, affine), REFINEMENTS)
+        without = np.setdiff1d(np.arange(len(images)), which[self._shows_face(guesses)])
+        if self.boxes != "auto" or not len(without):
+            return guesses
+        whole = self._refine(images, self._whole(images, without), UNBOXED_REFINEMENTS)
+        return Guesses.join([guesses, whole])
+
+    def _in_windows(self, images: Sequence[np.ndarray]) -> Guesses:
+        """Faces in whole photos and in windows of them."""
+        photos = np.arange(len(images))
+        first = Guesses.join([self._whole(images, photos), self._look_at_windows(images, photos)])
+        first = first.take(self._shows_face(first))
+        return self._refine(images, first.take(without_duplicates(first)), UNBOXED_REFINEMENTS)
+
+    def _shows_face(self, guesses: Guesses) -> Bool[np.ndarray, "N"]:
+        return (guesses.presence >= self.min_face_score) & (box_side(guesses.points) >= MIN_POINT_SPREAD_PX)
 
     def _accept(self, guesses: Guesses, found: list[Detection | None]) -> Int[np.ndarray, "M"]:
         """Note the guesses that show a face; return the photos whose guess does not."""
-        good = (guesses.presence >= self.min_face_score) & (box_side(guesses.points) >= MIN_POINT_SPREAD_PX)
-        boxes = landmark_box(guesses.points).astype(np.float32)
-        confidence = confidence_from_sigma(guesses.sigma).astype(np.float32)
+        good = self._shows_face(guesses)
         for row in np.flatnonzero(good).tolist():
-            found[int(guesses.photo[row])] = Detection(
-                guesses.points[row].astype(np.float32), confidence[row], boxes[row], float(guesses.presence[row])
-            )
+            found[int(guesses.photo[row])] = self._detection(guesses, row)
         return guesses.photo[~good]
+
+    def _detection(self, guesses: Guesses, row: int) -> Detection:
+        points = (guesses.annotated if self.convention == "annotated" else guesses.points)[row].astype(np.float32)
+        dense = guesses.dense[row].astype(np.float32) if guesses.dense.shape[1] else None
+        return Detection(
+            landmarks=points,
+            confidence=confidence_from_sigma(guesses.sigma[row]).astype(np.float32),
+            box=landmark_box(points[None])[0],
+            face_score=float(guesses.presence[row]),
+            dense=dense,
+            dense_confidence=None if dense is None else _dense_confidence(guesses, row),
+        )
 
     def _whole(self, images: Sequence[np.ndarray], photos: Int[np.ndarray, "N"]) -> Guesses:
         sizes = np.array([images[index].shape[:2] for index in photos], np.float64).reshape(-1, 2)
         return self._look(images, photos, self._affine(sizes[:, ::-1] / 2.0, sizes.max(1)))
 
     def _search(self, images: Sequence[np.ndarray], photos: Int[np.ndarray, "N"]) -> Guesses:
-        """Best window of each photo, among a grid of overlapping squares and the boxes of OpenCV's face cascade."""
-        windows = [(int(index), *window) for index in photos for window in search_windows(images[index])]
-        table = np.array(windows, np.float64)
-        which = table[:, 0].astype(np.int64)
-        guesses = self._look(images, which, self._affine(table[:, 1:3], table[:, 3]))
+        """Best window of each photo."""
+        guesses = self._look_at_windows(images, photos)
         rank = guesses.rank()
-        best = [rows[rank[rows].argmax()] for rows in (np.flatnonzero(which == index) for index in photos)]
+        best = [rows[rank[rows].argmax()] for rows in (np.flatnonzero(guesses.photo == index) for index in photos)]
         return guesses.take(np.array(best))
 
-    def _refine(self, images: Sequence[np.ndarray], guesses: Guesses) -> Guesses:
-        for step in range(REFINEMENTS):
+    def _look_at_windows(self, images: Sequence[np.ndarray], photos: Int[np.ndarray, "N"]) -> Guesses:
+        """Looks at a grid of overlapping squares and at the boxes of OpenCV's face cascade."""
+        windows = [(int(index), *window) for index in photos for window in search_windows(images[index])]
+        table = np.array(windows, np.float64).reshape(-1, 4)
+        return self._look(images, table[:, 0].astype(np.int64), self._affine(table[:, 1:3], table[:, 3]))
+
+    def _refine(self, images: Sequence[np.ndarray], guesses: Guesses, looks: int) -> Guesses:
+        for step in range(looks):
             centre, side, angle = tight_frame(guesses.points, self.mean_shape)
             side = np.maximum(side, MIN_POINT_SPREAD_PX)
-            photos = guesses.photo
-            guesses = self._look(images, photos, self._affine(centre, side, angle))
-            if step == REFINEMENTS - 1:
-                mirrored = self._look(images, photos, self._affine(centre, side, angle, flip=True), mirrored=True)
-                guesses = guesses.average(mirrored)
+            photos, affine = guesses.photo, self._affine(centre, side, angle)
+            if step < looks - 1:
+                guesses = self._look(images, photos, affine)
+            else:
+                mirrored = self._affine(centre, side, angle, flip=True)
+                # Both in one batch: for a single face that is faster than one after the other.
+                both = self._look(images, np.tile(photos, 2), np.concatenate([affine, mirrored]), mirrored=len(photos))
+                guesses = both.take(np.arange(len(photos))).average(both.take(np.arange(len(photos), 2 * len(photos))))
         return guesses
 
     def _affine(
@@ -151,76 +209,87 @@ class HierarchicalDetector:
         upright = np.zeros(len(side)) if angle is None else angle
         return frame_affine(centre, side, upright, size_px=self.input_size_px, flip=np.full(len(side), flip))
 
-    @torch.inference_mode()
     def _look(
         self,
         images: Sequence[np.ndarray],
         which: Int[np.ndarray, "N"],
         affine: Float[np.ndarray, "N 3 3"],
         *,
-        mirrored: bool = False,
+        mirrored: int | None = None,
     ) -> Guesses:
-        points, sigma, presence = [], [], []
+        """Read frames of photos; those from row `mirrored` on are mirrored."""
+        if not len(which):
+            return Guesses.none()
+        parts = []
         for start in range(0, len(which), self.batch_size):
             part = slice(start, start + self.batch_size)
-            crops = cut_frames(images, which[part], affine[part], size_px=self.input_size_px)
-            pixels = torch.from_numpy(crops).to(self.device).permute(0, 3, 1, 2).float() / 255.0
-            with torch.autocast(self.device, torch.bfloat16, enabled=self.half_precision):
-                output: LandmarkOutput = self.network(pixels)
-            points.append(output.points.double().cpu().numpy())
-            sigma.append(output.log_sigma.exp().double().cpu().numpy())
-            presence.append(output.presence.sigmoid().double().cpu().numpy())
-        if not points:
-            return Guesses(which, np.zeros((0, 68, 2)), np.zeros((0, 68)), np.zeros(0))
-        found = np.concatenate(points)
-        side = np.maximum(box_side(found), MIN_POINT_SPREAD_PX)
-        relative = np.concatenate(sigma) * self.sigma_scale / side[:, None]
-        order = FLIP_PERMUTATION if mirrored else np.arange(LANDMARK_COUNT)
-        return Guesses(which, transform_points(affine, found)[:, order], relative[:, order], np.concatenate(presence))
+            parts.append(self.read_crops(cut_frames(images, which[part], affine[part], size_px=self.input_size_px)))
+        found = CropReading(*(np.concatenate(arrays).astype(np.float64) for arrays in zip(*parts, strict=True)))
+        relative = self.sigma_scale / np.maximum(box_side(found.points), MIN_POINT_SPREAD_PX)[:, None]
+        points, annotated = transform_points(affine, found.points), transform_points(affine, found.annotated)
+        sigma = np.exp(found.log_sigma) * relative
+        turned = slice(len(which) if mirrored is None else mirrored, None)
+        for values in (points, annotated, sigma):
+            values[turned] = values[turned][:, FLIP_PERMUTATION]
+        return Guesses(
+            photo=which,
+            points=points,
+            annotated=annotated,
+            sigma=sigma,
+            presence=1.0 / (1.0 + np.exp(-found.presence)),
+            dense=transform_points(affine, found.dense),
+            dense_sigma=np.exp(found.dense_log_sigma) * relative,
+        )
 
 
-def search_windows(image: UInt8[np.ndarray, "H W 3"]) -> list[tuple[float, float, float]]:
-    """Squares (centre x, centre y, side) in which to look for a face that the whole photo did not show."""
-    height, width = image.shape[:2]
-    shorter = min(height, width)
-    windows = []
-    for scale in (1.0, *WINDOW_SCALES):
-        side = scale * shorter
-        for y in _steps(float(height), side):
-            windows += [(x, y, side) for x in _steps(float(width), side)]
-    return windows + cascade_windows(image)
+def best_face(faces: Sequence[Detection]) -> Detection | None:
+    """The largest face, unless another is more than twice as sure that it is one and where its points lie."""
+    sure = [one.face_score * float(one.confidence.mean()) for one in faces]
+    enough = SURE_SHARE * max(sure, default=0.0)
+    return next((one for one, its in zip(faces, sure, strict=True) if its >= enough), None)
 
 
-def cascade_windows(image: UInt8[np.ndarray, "H W 3"]) -> list[tuple[float, float, float]]:
-    """Squares around the frontal faces that OpenCV's bundled Haar cascade sees."""
-    cascade = cv2.CascadeClassifier(str(Path(cv2.__file__).parent / "data" / "haarcascade_frontalface_default.xml"))
-    grey = cv2.equalizeHist(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY))
-    boxes = cascade.detectMultiScale(grey, scaleFactor=1.15, minNeighbors=3, minSize=(32, 32))
-    return [(x + w / 2.0, y + h / 2.0, CASCADE_MARGIN * max(w, h)) for x, y, w, h in boxes]
+def _dense_confidence(guesses: Guesses, row: int) -> Float[np.ndarray, "D"]:
+    return confidence_from_sigma(guesses.dense_sigma[row]).astype(np.float32)
 
 
-def _steps(extent: float, side: float) -> list[float]:
-    """Centres of windows that cover the extent with half overlap."""
-    count = 1 + int(np.ceil(max(0.0, extent - side) / (0.5 * side)))
-    return np.linspace(side / 2.0, extent - side / 2.0, count).tolist() if count > 1 else [extent / 2.0]
+def _torch_reader(network: nn.Module, device: str, *, half_precision: bool) -> CropReader:
+    network = network.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @torch.inference_mode()
+    def read(crops: UInt8[np.ndarray, "N S S 3"]) -> CropReading:
+        pixels = torch.from_numpy(crops).to(device).permute(0, 3, 1, 2).float() / 255.0
+        with torch.autocast(device, torch.bfloat16, enabled=half_precision):
+            output: LandmarkOutput = network(pixels)
+        return CropReading(*(getattr(output, name).float().cpu().numpy() for name in CropReading._fields))
+
+    return read
 
 
 def detector_content(
-    network: HierarchicalNetwork, *, mean_shape: Float[np.ndarray, "68 2"], sigma_scale: float
+    network: HierarchicalNetwork,
+    *,
+    mean_shape: Float[np.ndarray, "68 2"],
+    sigma_scale: float,
+    finder: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a checkpoint must hold for `load_hierarchical`."""
+    """What a checkpoint must hold for `load_hierarchical`; `finder` as `finder_content` makes it."""
     return {
         "kind": "hierarchical",
         "weights": network.state_dict(),
         "widths": network.widths.to_dict(),
+        "attention": network.attention,
+        "dense_points": network.dense_points,
+        "conventions": len(network.conventions),
         "input_size_px": network.input_size_px,
         "mean_shape": torch.from_numpy(np.asarray(mean_shape, np.float64)),
         "sigma_scale": float(sigma_scale),
+        **({} if finder is None else {"finder": finder}),
     }
 
 
-def load_hierarchical(content: dict[str, Any], **options: Any) -> HierarchicalDetector:
-    """Detector from the content of its checkpoint; options as in `HierarchicalDetector`.
+def load_network(content: dict[str, Any]) -> HierarchicalNetwork:
+    """The landmark network of a checkpoint, in evaluation mode; checkpoints of older networks are welcome.
 
     Raises: ValueError if the content is not that of a landmark network.
     """
@@ -228,8 +297,31 @@ def load_hierarchical(content: dict[str, Any], **options: Any) -> HierarchicalDe
         raise ValueError(
             f"landmark checkpoint: kind {content.get('kind')!r}, expected 'hierarchical'; run train_detector again"
         )
-    network = HierarchicalNetwork(content["input_size_px"], widths=NetworkWidths(**content["widths"]))
-    network.load_state_dict(content["weights"])
+    network = HierarchicalNetwork(
+        content["input_size_px"],
+        widths=NetworkWidths(**content["widths"]),
+        attention=content.get("attention", "linear"),
+        dense_points=content.get("dense_points", 0),
+        conventions=content.get("conventions", 1),
+    )
+    weights = content["weights"]
+    added = {
+        name: value
+        for name, value in network.state_dict().items()
+        if name not in weights and name.startswith(ADDED_LATER)
+    }
+    network.load_state_dict({**added, **weights})
+    return network.eval()
+
+
+def load_hierarchical(content: dict[str, Any], **options: Any) -> HierarchicalDetector:
+    """Detector from the content of its checkpoint, run by torch; options as in `HierarchicalDetector`.
+
+    Raises: ValueError if the content is not that of a landmark network.
+    """
+    network = load_network(content)
+    if "finder" in content:
+        options.setdefault("finder", load_finder(content["finder"]))
     return HierarchicalDetector(
         network,
         input_size_px=content["input_size_px"],

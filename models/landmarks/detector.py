@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,7 +24,7 @@ Annotations = Sequence[Float[np.ndarray, "68 2"] | None]
 
 @dataclass(frozen=True)
 class Detection:
-    """The best face of one photo."""
+    """A face of one photo."""
 
     landmarks: Float[np.ndarray, "68 2"]
     """Pixels of the photo, pixel centres at +0.5."""
@@ -33,6 +34,9 @@ class Detection:
     """x0, y0, x1, y1 around the points."""
     face_score: float
     """Probability that this is a face."""
+    dense: Float[np.ndarray, "D 2"] | None = None
+    """Further vertices of the face model, pixels of the photo; None from a detector that knows none."""
+    dense_confidence: Float[np.ndarray, "D"] | None = None
 
 
 @runtime_checkable
@@ -44,6 +48,22 @@ class LandmarkDetector(Protocol):
     ) -> list[Detection | None]:
         """One entry per RGB photo, None where no face was found; only `provided` reads the annotations."""
         ...
+
+
+@runtime_checkable
+class ManyFacesDetector(Protocol):
+    """Finds the 68 points of every face in each photo."""
+
+    def detect_all(self, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[list[Detection]]:
+        """The faces of each RGB photo, largest first; an empty list where there is none."""
+        ...
+
+
+def detect_faces(detector: LandmarkDetector, images: Sequence[UInt8[np.ndarray, "_ _ 3"]]) -> list[list[Detection]]:
+    """The faces of each photo, largest first; only the best one from a detector that does not look for more."""
+    if isinstance(detector, ManyFacesDetector):
+        return detector.detect_all(images)
+    return [[] if found is None else [found] for found in detector.detect(images)]
 
 
 def confidence_from_sigma(sigma: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
@@ -82,10 +102,29 @@ def _provided() -> LandmarkDetector:
     return ProvidedDetector()
 
 
-def _hierarchical(**options: Any) -> LandmarkDetector:
+def _hierarchical(
+    *,
+    content: dict[str, Any],
+    runtime: str = "auto",
+    exported: Path | None = None,
+    threads: int = 0,
+    **options: Any,
+) -> LandmarkDetector:
     from models.landmarks.cascade import load_hierarchical
+    from models.landmarks.portable import is_exported, load_portable
 
-    return load_hierarchical(**options)
+    if runtime not in ("auto", "torch", "onnx"):
+        raise ValueError(f"detector hierarchical: runtime {runtime!r}, expected auto, torch or onnx")
+    there = exported is not None and is_exported(exported, with_finder="finder" in content)
+    if runtime == "onnx" and not there:
+        raise FileNotFoundError(f"{exported or 'no folder'}: no exported network; run train_detector again")
+    on_processor = options.get("device", "cpu") == "cpu" and not options.get("half_precision", False)
+    if exported is not None and there and (runtime == "onnx" or (runtime == "auto" and on_processor)):
+        of_torch = ("device", "half_precision")
+        return load_portable(
+            exported, threads=threads, **{name: value for name, value in options.items() if name not in of_torch}
+        )
+    return load_hierarchical(content, **options)
 
 
 def _face_alignment(**options: Any) -> LandmarkDetector:
@@ -103,9 +142,12 @@ DETECTORS: dict[str, Callable[..., LandmarkDetector]] = {
 
 
 def build_detector(kind: str, **options: Any) -> LandmarkDetector:
-    """The detector of that name: `hierarchical` takes `content` of its checkpoint and `precision`.
+    """The detector of that name.
 
-    Raises: ValueError if no detector has that name.
+    `hierarchical` takes the `content` of its checkpoint, `runtime`, the folder `exported` with these networks as ONNX
+    files, `threads` for them, and what `HierarchicalDetector` takes. `auto` is onnxruntime on the processor where the
+    files are there, else torch.
+    Raises: ValueError if no detector has that name, FileNotFoundError for `onnx` without files.
     """
     if kind not in DETECTORS:
         raise ValueError(f"detector {kind!r} is unknown, expected one of {', '.join(DETECTORS)}")

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from models.landmarks.cascade import cascade_windows
 from models.landmarks.detector import Annotations, Detection, confidence_from_sigma
 from models.landmarks.framing import cut_frames, frame_affine, landmark_box, transform_points
+from models.landmarks.windows import cascade_windows
 
 LANDMARK_WEIGHTS = "2DFAN4-11f355bf06.pth.tar"
 

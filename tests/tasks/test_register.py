@@ -107,7 +107,10 @@ def test_worse_version_stays_challenger(registered: Workspace, tmp_path: Path, m
     workspace = copy_of(registered, tmp_path / "second")
     params = load_params(workspace.params)
     monkeypatch.setattr("tasks.register.export_reconstructor", lambda _, path: path.write_bytes(b"") * 0.0)
-    monkeypatch.setattr("tasks.register.export_landmark_network", lambda _, path: path.write_bytes(b"") * 0.0)
+    monkeypatch.setattr(
+        "tasks.register.export_detector",
+        lambda _, folder: {"landmarks.onnx": (folder / "landmarks.onnx").write_bytes(b"") * 0.0},
+    )
     monkeypatch.setattr("tasks.register._input_example", lambda *_, **__: None)
     register(params, workspace)
     worse = {**METRICS, "refusion": {**METRICS["refusion"], "landmark_nme": 0.05}}

@@ -13,9 +13,13 @@ from PIL import Image
 
 from models.face.crop import crop_affine as training_affine
 from models.face.crop import warp_crop
-from models.landmarks.framing import cut_frames, frame_affine, tight_frame
+from models.landmarks.cascade import REFINEMENTS, UNBOXED_REFINEMENTS, HierarchicalDetector
+from models.landmarks.finder import find_faces
+from models.landmarks.framing import FLIP_PERMUTATION, FRAME_SCALE, cut_frames, frame_affine, tight_frame
+from models.landmarks.portable import finder_settings
 from tasks.images import decode
-from tasks.served_model import FaceFinder, PhotoError, crop_affine, cut_crop, cut_frame, decode_photo
+from tasks.served_model import FaceFinder, PhotoError, crop_affine, cut_crop, cut_frame, decode_photo, find_boxes
+from tests.coordinate_photo import BoxFinder, CoordinateReader, circle_shape, coordinate_photo, face_points
 from tests.tasks.trained_workspace import front_points
 
 MAX_PIXELS = 10_000
@@ -53,13 +57,103 @@ def test_tight_frame_is_that_of_training() -> None:
     points = front_points()
     shape = (points - points.mean(0)) / np.ptp(points, axis=0).max()
     turn = np.array([[np.cos(0.5), -np.sin(0.5)], [np.sin(0.5), np.cos(0.5)]])
-    finder = FaceFinder.__new__(FaceFinder)
-    finder.mean_shape, finder.frame_scale = shape, 1.25
+    finder = FaceFinder(None, {"input_size_px": 64, "mean_shape": shape.tolist(), "frame_scale": 1.25})
     centre, side, angle = finder._tight_frame(points @ turn.T)
     expected = tight_frame((points @ turn.T)[None], shape)
     assert angle == pytest.approx(0.5)
     assert (side, angle) == pytest.approx((expected[1][0], expected[2][0]))
     assert centre == pytest.approx(expected[0][0])
+
+
+LARGE, SMALL = face_points((80, 90), 110, 0.3), face_points((195, 60), 50, -0.5)
+LARGE_BOX, SMALL_BOX = (84, 86, 120, 0.1, 3.0), (193, 63, 45, -0.3, 2.0)
+
+
+class ReaderSession:
+    """A landmark network as onnxruntime would run it."""
+
+    def __init__(self, reader: CoordinateReader) -> None:
+        self.reader = reader
+
+    def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        found = self.reader(np.rint(feed["image"].transpose(0, 2, 3, 1) * 255).astype(np.uint8))
+        return [getattr(found, name) for name in names]
+
+
+class FinderSession:
+    """The same of the face finder."""
+
+    def __init__(self, finder: BoxFinder) -> None:
+        self.finder = finder
+
+    def run(self, names: list[str], feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        assert names == ["score", "offset", "log_side", "turn"]
+        return list(self.finder(feed["image"]))
+
+
+def served_finder(faces: list[np.ndarray], boxes: BoxFinder | None) -> FaceFinder:
+    settings = {
+        "input_size_px": 64,
+        "mean_shape": circle_shape().tolist(),
+        "sigma_scale": 1.0,
+        "frame_scale": FRAME_SCALE,
+        "mirror_order": FLIP_PERMUTATION.tolist(),
+        "refinements": REFINEMENTS,
+        "unboxed_refinements": UNBOXED_REFINEMENTS,
+        "confidence_sigma": 0.02,
+        "min_face_score": 0.5,
+        "finder": {**finder_settings(), "min_score": 0.3},
+    }
+    return FaceFinder(ReaderSession(CoordinateReader(faces)), settings, boxes and FinderSession(boxes))
+
+
+@pytest.mark.parametrize(
+    "boxes", [None, BoxFinder(), BoxFinder(SMALL_BOX, LARGE_BOX), BoxFinder((60, 150, 60, 0.0, 5.0), LARGE_BOX)]
+)
+def test_faces_are_those_of_the_detector(boxes: BoxFinder | None) -> None:
+    centred = face_points((125, 96), 110)
+    # Where there are no boxes, a face that the whole photo shows.
+    faces = [SMALL, LARGE] if boxes is not None and boxes.boxes else [centred]
+    reader = CoordinateReader(faces)
+    ours = HierarchicalDetector(reader, input_size_px=64, mean_shape=circle_shape(), finder=boxes)
+    expected = ours.detect([coordinate_photo()])[0]
+    found = served_finder(faces, boxes).find(coordinate_photo())
+    assert expected is not None
+    assert found is not None
+    np.testing.assert_allclose(found[0], expected.landmarks, atol=0.3)
+    np.testing.assert_allclose(found[1], expected.confidence, rtol=0.05)
+    assert found[2] == pytest.approx(expected.face_score, rel=1e-4)
+
+
+def test_a_small_face_is_found_by_windows() -> None:
+    found = served_finder([SMALL], None).find(coordinate_photo())
+    assert found is not None
+    np.testing.assert_allclose(found[0], SMALL, atol=0.6)
+
+
+@pytest.mark.parametrize("boxes", [None, BoxFinder(), BoxFinder(LARGE_BOX)])
+def test_no_face(boxes: BoxFinder | None) -> None:
+    assert served_finder([], boxes).find(coordinate_photo()) is None
+
+
+def test_boxes_are_those_of_the_finder() -> None:
+    random = np.random.default_rng(0)
+    boxes = [
+        (random.uniform(40, 280), random.uniform(40, 200), np.exp(random.uniform(3.2, 5)), random.uniform(-3, 3), logit)
+        for logit in random.uniform(-2.0, 4.0, 12)
+    ]
+    stand_in = BoxFinder(*boxes)
+    settings = {**finder_settings(), "min_score": 0.3}
+    photo = np.zeros((480, 640, 3), np.uint8)
+    found = find_boxes(FinderSession(stand_in), photo, settings)
+    (expected,) = find_faces(stand_in, [photo], min_score=0.3)
+    assert 3 <= len(found) == len(expected) < 12
+    # The stand-in's boxes are those of the photo reduced to half.
+    assert (np.diff(found[:, 2]) <= 0).all()
+    np.testing.assert_allclose(found[:, 2], expected.side, rtol=0.2)
+    assert find_boxes(FinderSession(BoxFinder()), photo, settings).shape == (0, 4)
+    one = find_boxes(FinderSession(BoxFinder((100, 90, 60, 0.4, 2.0))), photo, settings)
+    np.testing.assert_allclose(one, [[200, 180, 120, 0.4]], rtol=1e-6)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
