@@ -2,7 +2,8 @@
 
 FOLDER holds photos with `landmarks.csv` (file,x0,y0 … x67,y67; pixels, the first pixel's centre at 0.5) or `.pts` files
 beside them (iBUG's: the first pixel's centre at 1; they go before the table), in folders below it too. An
-`artifacts/ingest` folder serves as well; there the yaw is the true one, and the splits are those that `ingest` drew.
+`artifacts/ingest` folder serves as well (`--source NAME`: one of its sources); there the yaw is the true one where it
+is known, and the splits are those that `ingest` drew: a detector of that workspace has not seen the test split.
 
 Of all faces that the detector finds, the one counts whose points' box overlaps that of the annotated points most; a
 face without a box that shares a tenth with its own is `missed`. All errors and rates are fractions, 0.05 is 5 %:
@@ -193,7 +194,7 @@ def write_rows(path: Path, evaluation: Evaluation, photos: AnnotatedSet) -> None
 
 def table_of(result: dict[str, Any]) -> Table:
     table = Table(title="errors and rates in percent")
-    names = ("count", "missed", "nme68", "nme51", "nme68_box", "fr8", "fr10", "auc8", "auc10")
+    names = ("count", "missed", "nme68", "nme51", "nme68_box", "fr8", "fr10", "fr10_box", "auc10", "auc10_box")
     for name in ("|yaw|", *names):
         table.add_column(name, justify="right", no_wrap=True)
     bins = [(f"{row['low_deg']:g}-{row['high_deg']:g}", row) for row in result["yaw_bins"] if row["count"]]
@@ -229,7 +230,7 @@ def main(
     weights: Annotated[Path | None, typer.Option(help="checkpoint or exported files, instead of a workspace's")] = None,
     convention: Annotated[
         Convention | None,
-        typer.Option(help="which points the detector gives; default: annotated, and model on an ingest folder"),
+        typer.Option(help="which points the detector gives; default: annotated, and model where photos are rendered"),
     ] = None,
     boxes: Annotated[
         Boxes, typer.Option(help="who finds faces: as the detector likes, or truth: it sees the annotated face only")
@@ -251,12 +252,11 @@ def main(
     """Measure a landmark detector on annotated photos. Errors and rates are fractions: 0.05 is 5 %."""
     console = Console(width=120) if not Console().is_terminal else Console()
     torch.set_num_threads(threads)
-    store = (folder / "samples.parquet").is_file()
-    split = split or (Split.TEST if store else Split.ALL)
-    convention = convention or (Convention.MODEL if store else Convention.ANNOTATED)
+    split = split or (Split.TEST if (folder / "samples.parquet").is_file() else Split.ALL)
     try:
         edges = parse_edges(yaw_bins)
         photos = open_photos(folder, split=split, every=every, labels=labels, source=source)
+        convention = convention or (Convention.MODEL if photos.rendered else Convention.ANNOTATED)
         opened = open_detector(
             detector,
             workspace=workspace,

@@ -15,11 +15,11 @@ import torch
 
 from models.face.camera import angles_from_rotation
 from models.face.procedural import procedural_face
-from models.landmarks.accuracy import held_out
 from models.landmarks.framing import box_side, landmark_box
 from models.landmarks.head_pose import head_angles
 from tasks.annotations import AnnotationError, Annotations, read_landmark_table, read_pts
 from tasks.artifacts import SAMPLES, read_table
+from tasks.hold_out import held_out
 from tasks.images import Pixels, decode, folder_batches, read_file
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
@@ -44,6 +44,8 @@ class AnnotatedSet:
     """Raises ImageError if the photo cannot be read."""
     refused: list[tuple[str, str]]
     """Names and reasons of photos whose annotation cannot be used."""
+    rendered: bool = False
+    """Whether photos are among them whose points lie at a face model's vertices."""
 
 
 def open_photos(
@@ -142,7 +144,7 @@ def _open_store(folder: Path, *, split: str, source: str | None) -> AnnotatedSet
     pixels: dict[str, Pixels] = {}
     for batch, images in folder_batches(folder, batch_size=64, sample_ids=ids):
         pixels |= dict(zip(batch, images, strict=True))
-    return AnnotatedSet(ids, points, yaw, lambda row: pixels[ids[row]], [])
+    return AnnotatedSet(ids, points, yaw, lambda row: pixels[ids[row]], [], rendered=bool(known.any()))
 
 
 def _chosen(name: str, split: str, every: int) -> bool:

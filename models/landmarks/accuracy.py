@@ -7,11 +7,9 @@ Source: method.md, section C; normalisation by the outer eye corners as in 300-W
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -112,15 +110,6 @@ class ReliabilityBin:
     within_most: float
     """Share of points as near as 90 % of them should be."""
     count: int
-
-
-def held_out(name: str, *, every: int = 4) -> bool:
-    """Whether a photo belongs to the held-out ones: SHA-256 of its file name, as a number, divides by `every`.
-
-    Folders do not count, so that a photo stays held out wherever it is copied. Example: `a.jpg` is not, `c.jpg` is.
-    """
-    digest = hashlib.sha256(PurePosixPath(name).name.encode()).hexdigest()
-    return int(digest, 16) % every == 0
 
 
 def nearest_face(candidates: Sequence[Float[np.ndarray, "68 2"]], annotated: Float[np.ndarray, "68 2"]) -> int | None:

@@ -23,6 +23,8 @@ from models.face.procedural import procedural_face
 from models.landmarks.accuracy import reliability_curve
 from models.landmarks.detector import Detection
 from models.landmarks.framing import landmark_box
+from tasks.artifacts import IMAGES, SAMPLES, write_table
+from tasks.images import encode
 
 KEYS = {"nme68", "nme51", "fr10", "auc10", "count", "missed"}
 
@@ -122,6 +124,47 @@ class TestPhotos:
         x, y = corner.astype(int)
         np.testing.assert_array_equal(crop, image[y : y + crop.shape[0], x : x + crop.shape[1]])
         assert crop.shape[:2] == (64, 64)
+
+
+class TestStore:
+    @pytest.fixture
+    def store(self, tmp_path: Path) -> Path:
+        """What `ingest` writes of a rendered photo in the test split and of an annotated one in each split."""
+        known = {"labelled": False, "width": 120, "height": 100, "shard": "images-00000.parquet"}
+        rows = [
+            ("p1", "portraits", "test", None),
+            ("p2", "portraits", "train", None),
+            ("r1", "renders", "test", [0.0, -0.5, 0.0]),
+        ]
+        samples = [
+            {"sample_id": name, "source": source, "path": "", "person": name, "split": split, "rotation": rotation}
+            | {"landmarks": face_points().ravel().tolist()}
+            | known
+            for name, source, split, rotation in rows
+        ]
+        images = [
+            {"sample_id": name, "image": encode(np.full((100, 120, 3), 40 + place, np.uint8))}
+            for place, (name, *_) in enumerate(rows)
+        ]
+        write_table(tmp_path / "samples.parquet", samples, SAMPLES)
+        write_table(tmp_path / "images-00000.parquet", images, IMAGES)
+        return tmp_path
+
+    def test_splits_are_those_that_were_drawn(self, store: Path) -> None:
+        assert open_photos(store, split="test").names == ["p1", "r1"]
+        assert open_photos(store, split="train").names == ["p2"]
+        assert open_photos(store).read(2).max() == 42
+
+    def test_the_true_yaw_is_used_where_it_is_known(self, store: Path) -> None:
+        photos = open_photos(store, split="test")
+        assert abs(photos.yaw_deg[1]) == pytest.approx(np.rad2deg(0.5), abs=1e-3)
+        assert photos.yaw_deg[0] == pytest.approx(fitted_yaw(face_points()[None])[0])
+
+    def test_rendered_photos_are_told_from_annotated_ones(self, store: Path) -> None:
+        assert open_photos(store).rendered
+        assert not open_photos(store, source="portraits").rendered
+        with pytest.raises(ValueError, match="expected one of portraits, renders"):
+            open_photos(store, source="absent")
 
 
 class TestEvaluation:

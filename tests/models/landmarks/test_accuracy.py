@@ -16,7 +16,6 @@ from models.landmarks.accuracy import (
     calibration_error,
     face_errors,
     failure_rate,
-    held_out,
     measure_accuracy,
     nearest_face,
     reliability_curve,
@@ -182,18 +181,3 @@ class TestMatching:
     def test_a_face_of_other_size_is_no_match(self) -> None:
         truth = annotated_face()
         assert nearest_face([truth * 5.0], truth) is None
-
-
-class TestHeldOut:
-    def test_names_by_hand(self) -> None:
-        # The last digit of their SHA-256 is e, 8, 4, 8, 2, b.
-        names = [f"{letter}.jpg" for letter in "abcdef"]
-        assert [name for name in names if held_out(name)] == ["b.jpg", "c.jpg", "d.jpg"]
-
-    def test_folders_do_not_count(self) -> None:
-        assert held_out("deep/er/c.jpg")
-        assert not held_out("c.jpg/a.jpg")
-
-    def test_a_share_of_one_in_every(self) -> None:
-        names = [f"photo_{number}.png" for number in range(4000)]
-        assert sum(held_out(name, every=5) for name in names) == pytest.approx(800, abs=75)
