@@ -136,10 +136,12 @@ def _turn_batch(
     carried = carry_points(relief, annotation, landmarks, turn=turn, camera=camera)
     nodes = relief.turned(turn)
     errors = _fit_errors(landmarks, annotation, camera)
+    sizes = torch.tensor([photo.shape[1::-1] for photo in photos]).to(carried)
+    shift = shift_inside(annotation, carried, sizes)
     return [
         TurnedPhoto(
-            image=_redrawn(photo, nodes[row], relief, camera, row, rasterizer),
-            points=carried[row].numpy(),
+            image=_redrawn(photo, nodes[row], relief, camera, shift[row], row, rasterizer),
+            points=(carried[row] + shift[row]).numpy(),
             yaw_deg=float(reached[row]),
             fit_error=float(errors[row]),
         )
@@ -159,6 +161,13 @@ def fit_photos(face_model: MorphableModel, points: Tensor) -> tuple[FittedFaces,
     return fitted, Camera(camera.focal_px * affine[:, 0, 0], principal, camera.size)
 
 
+def shift_inside(before: Tensor, after: Tensor, sizes: Tensor) -> Tensor:
+    """By how much (N, 2) to shift photos of `sizes` (N, 2) so that no face leaves them farther than it did before."""
+    low = before.amin(1).clamp_max(0.0)
+    high = torch.maximum(before.amax(1), sizes)
+    return (low - after.amin(1)).clamp_min(0.0) + (high - after.amax(1)).clamp_max(0.0)
+
+
 def _turn_between(old: Tensor, new: Tensor) -> Tensor:
     """Axis-angle in camera axes that leads from one rotation of model space to another."""
     relative = axis_angle_to_rotation_matrix(new) @ axis_angle_to_rotation_matrix(old).transpose(1, 2)
@@ -167,14 +176,16 @@ def _turn_between(old: Tensor, new: Tensor) -> Tensor:
     return turn
 
 
-def _redrawn(photo: Pixels, nodes: Tensor, relief: HeadRelief, camera: Camera, row: int, rasterizer: str) -> Pixels:
+def _redrawn(
+    photo: Pixels, nodes: Tensor, relief: HeadRelief, camera: Camera, shift: Tensor, row: int, rasterizer: str
+) -> Pixels:
     height, width = photo.shape[:2]
-    one = Camera(camera.focal_px[row : row + 1], camera.principal_px[row : row + 1], (height, width))
+    one = Camera(camera.focal_px[row : row + 1], camera.principal_px[row : row + 1] + shift, (height, width))
     places, there = sheet_places(nodes[None], relief.pixels[row : row + 1], one, rasterizer=rasterizer)
     x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
     # OpenCV counts pixel centres as whole numbers.
-    x = np.where(there[0].numpy(), places[0, 0].numpy() - 0.5, x)
-    y = np.where(there[0].numpy(), places[0, 1].numpy() - 0.5, y)
+    x = np.where(there[0].numpy(), places[0, 0].numpy() - 0.5, x - float(shift[0]))
+    y = np.where(there[0].numpy(), places[0, 1].numpy() - 0.5, y - float(shift[1]))
     redrawn = cv2.remap(photo, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     contour = _jumps(x) | _jumps(y)
     softened = cv2.GaussianBlur(redrawn, (0, 0), CONTOUR_BLUR_PX)

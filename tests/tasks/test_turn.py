@@ -14,7 +14,7 @@ from models.rendering.render import render
 from models.types import Camera
 from tasks import turn
 from tasks.images import decode, read_file
-from tasks.turn import reachable_yaw, turn_photos
+from tasks.turn import reachable_yaw, shift_inside, turn_photos
 
 SIZE = 240
 
@@ -98,6 +98,30 @@ def test_the_seed_decides_and_other_photos_do_not(whole_face: MorphableModel) ->
     np.testing.assert_allclose(both[0].points, again[0].points, atol=0.02)
     assert np.abs(both[0].image.astype(int) - again[0].image).mean() < 0.1
     assert np.abs(other[0].points - again[0].points).max() > 0.3
+
+
+def test_a_face_at_the_border_stays_in_its_photo(whole_face: MorphableModel) -> None:
+    photo, points = photo_of(whole_face, 0.0)
+    left = int(points[:, 0].min()) - 2
+    cut = np.ascontiguousarray(photo[:, left:])
+    inside = points - np.array([left, 0.0])
+    (whole,) = turn_photos([photo], points[None], face_model=whole_face, yaw_deg=np.array([-60.0]), seed=0)
+    (turned,) = turn_photos([cut], inside[None], face_model=whole_face, yaw_deg=np.array([-60.0]), seed=0)
+    assert (whole.points[:, 0] < left - 5).any()
+    assert turned.points[:, 0].min() == pytest.approx(0.0, abs=0.01)
+    shift = (turned.points - whole.points).mean(0).round().astype(int)
+    rows, columns = np.array([whole.points.min(0) + 8, whole.points.max(0) - 8]).astype(int).T[::-1]
+    window = whole.image[slice(*rows), slice(*columns)]
+    moved = turned.image[slice(*(rows + shift[1])), slice(*(columns + shift[0]))]
+    assert np.abs(window.astype(int) - moved).mean() < 8
+
+
+def test_shifts_are_the_least_that_keep_faces_inside() -> None:
+    before = torch.tensor([[[10.0, 10.0], [50.0, 60.0]]] * 4)
+    before[3] -= 20.0
+    after = before + torch.tensor([[[0.0, 0.0]], [[-15.0, 0.0]], [[60.0, 45.0]], [[-5.0, 3.0]]])
+    shift = shift_inside(before, after, torch.tensor([[100.0, 100.0]] * 4))
+    assert shift.tolist() == [[0.0, 0.0], [5.0, 0.0], [-10.0, -5.0], [5.0, 0.0]]
 
 
 def test_no_photo_is_no_work(whole_face: MorphableModel) -> None:
