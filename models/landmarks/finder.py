@@ -19,7 +19,8 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.landmarks.hierarchical import ConvNorm, ResidualMerge
+from models.landmarks.joint_norm import convolve_jointly, merge_jointly
+from models.landmarks.transforms import ConvNorm, ResidualMerge
 
 SIZE_MULTIPLE = 32
 """Height and width of the network's input are multiples of this."""
@@ -83,6 +84,15 @@ class FinderOutput(NamedTuple):
     """Cosine and sine of the roll, times any positive number."""
 
 
+class FinderArrays(NamedTuple):
+    """`FinderOutput` outside the network."""
+
+    score: Float[np.ndarray, "B N"]
+    offset: Float[np.ndarray, "B N 2"]
+    log_side: Float[np.ndarray, "B N"]
+    turn: Float[np.ndarray, "B N 2"]
+
+
 @dataclass(frozen=True)
 class FoundBoxes:
     """Upright squares around the faces of one photo, largest first."""
@@ -117,7 +127,7 @@ class FaceFinder(nn.Module):
         self.shallow = ConvNorm(widths.stem, widths.shallow, 3, stride=2)
         self.fine = ResidualMerge(widths.shallow, widths.fine, stride=2)
         # Half the resolution is enough to see what surrounds a face, at a quarter of the cost.
-        self.coarse = ResidualMerge(widths.fine, widths.coarse, stride=2)
+        self.coarse = ResidualMerge(widths.fine, widths.coarse, stride=1)
         self.context = ResidualMerge(widths.coarse, widths.coarse, stride=1)
         self.lift = nn.Conv2d(widths.coarse, widths.fine, 1)
         self.head = ConvNorm(widths.fine, widths.head, 3)
@@ -130,24 +140,25 @@ class FaceFinder(nn.Module):
 
     def forward(self, image: Float[Tensor, "B 3 H W"]) -> FinderOutput:
         """Cells of all steps, for pixels in [0, 1]."""
-        steps = []
-        for level in range(LEVELS):
-            image = functional.avg_pool2d(image, 2) if level else image
-            steps.append(self._cells(image))
-        cells = torch.cat(steps, 2)
+        # The middle grey is no edge against the zeros that the convolutions pad with.
+        steps = [image - 0.5]
+        for _ in range(1, LEVELS):
+            steps.append(functional.avg_pool2d(steps[-1], 2))
+        fine = merge_jointly(self.fine, convolve_jointly(self.shallow, convolve_jointly(self.stem, steps)))
+        # Pooled, because in half precision oneDNN gets the gradient of a strided convolution of a single cell wrong.
+        coarse = merge_jointly(self.coarse, [functional.avg_pool2d(step, 2, ceil_mode=True) for step in fine])
+        context = [self.lift(step) for step in merge_jointly(self.context, coarse)]
+        joined = [
+            functional.relu(near + functional.interpolate(around, size=near.shape[2:], mode="nearest"))
+            for near, around in zip(fine, context, strict=True)
+        ]
+        cells = torch.cat([self.read(step).flatten(2) for step in convolve_jointly(self.head, joined)], 2)
         return FinderOutput(
             cells[:, 0],
             cells[:, 1:3].transpose(1, 2),
             cells[:, 3].clamp(-MAX_LOG_SIDE, MAX_LOG_SIDE),
             cells[:, 4:].transpose(1, 2),
         )
-
-    def _cells(self, image: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 6 N"]:
-        # The middle grey is no edge against the zeros that the convolutions pad with.
-        fine = self.fine(self.shallow(self.stem(image - 0.5)))
-        context = self.lift(self.context(self.coarse(fine)))
-        context = functional.interpolate(context, size=fine.shape[2:], mode="nearest")
-        return self.read(self.head(functional.relu(fine + context))).flatten(2)
 
 
 def cell_grid(height: int, width: int) -> tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "N"]]:
@@ -192,7 +203,7 @@ def find_faces(
             for row, index in enumerate(part):
                 pixels[row, :, :height, :width] = reduced[index].transpose(2, 0, 1)
             pixels *= 1.0 / 255.0
-            output = FinderOutput(*(np.asarray(array, np.float32) for array in call(pixels)))
+            output = FinderArrays(*(np.asarray(array, np.float64) for array in call(pixels)))
             for row, index in enumerate(part):
                 boxes = merge_boxes(decode_cells(output, row, grid, min_score=min_score))
                 factor = np.array(images[index].shape[1::-1]) / (width, height)
@@ -203,24 +214,24 @@ def find_faces(
 
 
 def decode_cells(
-    output: FinderOutput,
+    output: FinderArrays,
     row: int,
     grid: tuple[Float[np.ndarray, "N 2"], Float[np.ndarray, "N"]],
     *,
     min_score: float,
 ) -> FoundBoxes:
-    """Boxes of the cells of one photo of a batch (arrays) that are sure enough, surest first, in input pixels."""
+    """Boxes of the cells of one photo of a batch that are sure enough, surest first, in input pixels."""
     centres, scales = grid
     logit = output.score[row]
     rows = np.flatnonzero(logit >= np.log(min_score / (1.0 - min_score)))
     rows = rows[np.argsort(-logit[rows], kind="stable")][:MAX_CANDIDATES]
     scale = scales[rows]
-    turn = output.turn[row][rows].astype(np.float64)
+    turn = output.turn[row][rows]
     return FoundBoxes(
-        centres[rows] + output.offset[row][rows].astype(np.float64) * (OFFSET_UNIT * scale)[:, None],
-        REFERENCE_SIDE * scale * np.exp(output.log_side[row][rows].astype(np.float64)),
+        centres[rows] + output.offset[row][rows] * (OFFSET_UNIT * scale)[:, None],
+        REFERENCE_SIDE * scale * np.exp(output.log_side[row][rows]),
         np.arctan2(turn[:, 1], turn[:, 0]),
-        1.0 / (1.0 + np.exp(-logit[rows].astype(np.float64))),
+        1.0 / (1.0 + np.exp(-logit[rows])),
     )
 
 
