@@ -1,4 +1,4 @@
-"""The command `mien`: reconstruct photos, run the pipeline, make a workspace, look at a face model."""
+"""The command `mien`: reconstruct photos, find landmarks, run the pipeline, make a workspace, look at a face model."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -38,6 +39,12 @@ LandmarksOption = Annotated[
 ]
 RegionOption = Annotated[str | None, typer.Option(help="Part of ICT-FaceKit: narrow_face, face, head or full.")]
 debugging = False
+
+
+class PointConvention(StrEnum):
+    """Where the points of a face lie."""
+
+    ANNOTATED, MODEL = "annotated", "model"
 
 
 @app.callback()
@@ -78,25 +85,70 @@ def reconstruct(
 
 
 @app.command()
-def run(workspace: WorkspaceOption = Path()) -> None:
-    """Bring the whole pipeline up to date: `dvc repro` with one Prefect server for the run."""
+def landmarks(
+    photos: Annotated[list[Path], typer.Argument(help="Photos, or folders of photos.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for pictures, .pts files and landmarks.csv.")],
+    detector: Annotated[str, typer.Option(help="hierarchical or face_alignment.")] = "hierarchical",
+    weights: Annotated[
+        Path | None, typer.Option(help="Checkpoint of ours, or a folder of exported files; default: the workspace's.")
+    ] = None,
+    convention: Annotated[
+        PointConvention, typer.Option(help="Points where photos are annotated, or at the face model's vertices.")
+    ] = PointConvention.ANNOTATED,
+    min_score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Faces that score less are left out.")] = 0.5,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Find the 68 points of every face: drawn over the photo, as .pts files and as one table."""
+    with command("landmarks", workspace):
+        from tasks.artifacts import Workspace
+        from tasks.landmarks import find_landmarks
+
+        for path in find_landmarks(
+            photos,
+            out,
+            workspace=Workspace(workspace),
+            detector=detector,
+            weights=weights,
+            convention=convention.value,
+            min_score=min_score,
+        ):
+            print(path)
+
+
+@app.command()
+def run(
+    stages: Annotated[
+        list[str] | None, typer.Argument(help="Up to which stages; default: the whole pipeline.", show_default=False)
+    ] = None,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Bring the pipeline up to date: `dvc repro` with one Prefect server for the run."""
     with command("run", workspace):
+        for stage in stages or ():
+            if stage not in FUNCTIONS:
+                raise ValueError(f"{stage}: no such stage, expected one of {', '.join(FUNCTIONS)}")
         _require_workspace(workspace)
         allow_without_git(workspace)
         refresh_graph(workspace)
         with prefect_server(workspace):
-            code = run_child([sys.executable, "-m", "dvc", "repro"], cwd=workspace)
+            code = run_child([sys.executable, "-m", "dvc", "repro", *(stages or ())], cwd=workspace)
         if code:
             raise StageError(
                 "the pipeline stopped, see above; after the remedy the same command goes on where it stopped"
             )
-        _say_what_next(workspace)
+        if stages:
+            print(f"Done: {', '.join(stages)} and what comes before.")
+        else:
+            _say_what_next(workspace)
 
 
 @app.command()
 def workspace(
     folder: Annotated[Path, typer.Argument(help="Folder to make.")],
-    preset: Annotated[str, typer.Option(help=f"Name ({', '.join(preset_names())}) or file of parameters.")],
+    preset: Annotated[
+        list[str],
+        typer.Option(help=f"Name ({', '.join(preset_names())}) or file of parameters; later ones change earlier ones."),
+    ],
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a parameter; may be repeated.")
     ] = None,
@@ -104,10 +156,11 @@ def workspace(
 ) -> None:
     """Make a folder with parameters, artifacts and registry of its own, beside the default run."""
     with command("workspace", folder):
-        create_workspace(folder, preset=preset_path(preset), settings=settings or [])
+        first, *further = (preset_path(name) for name in preset)
+        create_workspace(folder, preset=first, further=further, settings=settings or [])
         print(f"{folder}: ready; `mien run --workspace {folder}` runs the pipeline in it")
     if start:
-        run(folder)
+        run(workspace=folder)
 
 
 @app.command()

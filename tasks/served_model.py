@@ -182,18 +182,17 @@ def _axis_weights(step: float, start: float, size_px: int, length: int) -> tuple
 def find_boxes(session: onnxruntime.InferenceSession, photo: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
     """Squares around faces, largest first: rows of centre x, y, side, angle; see models/landmarks/finder.py."""
     height, width = photo.shape[:2]
-    factor = min(1.0, settings["longest_px"] / max(height, width))
-    size = [max(1, round(extent * factor)) for extent in (width, height)]
+    factor = settings["longest_px"] / max(height, width)
+    size = [max(1, round(extent * min(1.0, factor))) for extent in (width, height)]
     reduced = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX), dtype=np.float32)
     stride, multiple = settings["stride"], settings["size_multiple"]
-    padded = [max(2, -(-extent // multiple)) * multiple for extent in size[::-1]]
-    pixels = np.zeros((1, 3, *padded), dtype=np.float32)
+    pixels = np.zeros((1, 3, *(max(2, -(-extent // multiple)) * multiple for extent in size[::-1])), dtype=np.float32)
     pixels[0, :, : size[1], : size[0]] = reduced.transpose(2, 0, 1) / 255.0
     found = session.run(["score", "offset", "log_side", "turn"], {"image": pixels})
     logit, offset, log_side, turn = (values[0].astype(np.float64) for values in found)
     cells = []
     for level in range(settings["levels"]):
-        rows, columns = (-(-(extent >> level) // stride) for extent in padded)
+        rows, columns = (-(-(extent >> level) // stride) for extent in pixels.shape[2:])
         y, x = np.divmod(np.arange(rows * columns), columns)
         cells.append(2.0**level * np.stack([x * stride + 0.5, y * stride + 0.5, np.ones(len(x))], 1))
     order = np.argsort(-logit, kind="stable")[:MAX_CELLS]
@@ -209,8 +208,9 @@ def find_boxes(session: onnxruntime.InferenceSession, photo: np.ndarray, setting
         same = common > SAME_OVERLAP * (side[kept] ** 2 + side[row] ** 2 - common)
         if not (same | ((common > INSIDE_OVERLAP * side[row] ** 2) & (side[kept] >= side[row]))).any():
             kept.append(row)
-    boxes = np.column_stack([centre, side, np.arctan2(turn[order, 1], turn[order, 0])])[kept]
-    return boxes[np.argsort(-boxes[:, 2], kind="stable")] * [width / size[0], height / size[1], width / size[0], 1.0]
+    boxes: np.ndarray = np.column_stack([centre, side, np.arctan2(turn[order, 1], turn[order, 0])])[kept]
+    boxes[:, :3] *= np.array([width, height, width]) / np.array(size)[[0, 1, 0]]
+    return boxes[np.argsort(-boxes[:, 2], kind="stable")]
 
 
 class FaceFinder:

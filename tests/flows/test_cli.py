@@ -19,6 +19,7 @@ from PIL import Image
 from flows import cli
 from flows.workspace import create_workspace, preset_path
 from models.face.formats import build_face_model, save_face_model
+from tests.tasks.trained_workspace import trained_workspace, write_photo
 from tests.tiny_face import tiny_face
 
 Call = Callable[..., subprocess.CompletedProcess[str]]
@@ -32,7 +33,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
 def test_help_names_every_command() -> None:
     code, text = invoke("--help")
     assert code == 0
-    for name in ("reconstruct", "run", "workspace", "status", "model"):
+    for name in ("reconstruct", "landmarks", "run", "workspace", "status", "model"):
         assert re.search(rf"\b{name}\b", text)
 
 
@@ -113,6 +114,41 @@ def test_model_convert_replaces_a_file_only_when_told(face_file: Path, tmp_path:
     assert build_face_model("npz", path=out).content_hash() == tiny_face().content_hash()
     # Not even then is a file read and replaced at once.
     assert invoke("model", "convert", str(out), str(out), "--force")[0] == 2
+
+
+def test_landmarks_of_a_trained_workspace(tmp_path: Path) -> None:
+    (tmp_path / "w").mkdir()
+    trained_workspace(tmp_path / "w")
+    photo, out = write_photo(tmp_path / "face.png"), tmp_path / "out"
+    for convention in ("annotated", "model"):
+        here = ["--workspace", str(tmp_path / "w"), "--out", str(out / convention), "--convention", convention]
+        code, text = invoke("landmarks", str(photo), *here, "--min-score", "0")
+        assert code == 0
+        assert text.split()[-1] == str(out / convention / "landmarks.csv")
+        names = {path.name for path in (out / convention).iterdir()}
+        assert {"face.pts", "face_landmarks.png", "landmarks.csv"} <= names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "artifacts/train_detector: no trained detector; run `mien run` first or name one with --weights"),
+        (["--weights", "weights.pt"], "weights.pt: not a checkpoint of Mien"),
+        (["--detector", "dlib"], "detector 'dlib' is unknown, expected one of provided, hierarchical, face_alignment"),
+        (["--detector", "provided"], "detector provided: it finds no faces"),
+    ],
+)
+def test_landmarks_without_a_detector_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pt").write_text("no weights")
+    write_photo(tmp_path / "face.png")
+    code, text = invoke("landmarks", "face.png", "--out", "out", *arguments)
+    assert code == 2
+    assert message in text
+    assert len(text.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
 
 
 class Command:

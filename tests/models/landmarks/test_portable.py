@@ -95,21 +95,6 @@ def test_faces_are_those_of_torch(folder: Path, content: dict[str, Any], photos:
         np.testing.assert_allclose(ours.dense, theirs.dense, atol=1e-3, rtol=1e-5)
 
 
-def test_without_finder_and_dense_points(tmp_path: Path, photos: list[np.ndarray]) -> None:
-    content = random_content()
-    del content["finder"]
-    export_detector(content, tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [LANDMARK_FILE]
-    expected = load_hierarchical(content, min_face_score=0.0).detect(photos[:2])
-    for place in (tmp_path, tmp_path / LANDMARK_FILE):
-        for ours, theirs in zip(load_portable(place, min_face_score=0.0).detect(photos[:2]), expected, strict=True):
-            assert ours is not None
-            assert theirs is not None
-            np.testing.assert_allclose(ours.landmarks, theirs.landmarks, atol=1e-3, rtol=1e-5)
-            np.testing.assert_allclose(ours.confidence, theirs.confidence, rtol=1e-3)
-            assert ours.dense is None
-
-
 class TestRuntime:
     @staticmethod
     def runs_on_torch(detector: object) -> bool:
