@@ -24,8 +24,8 @@ CURVE_LIMIT = 0.2
 
 
 def worst_first(faces: MeasuredFaces, count: int = WORST) -> list[int]:
-    """Numbers of the faces with the largest errors; missed ones come first."""
-    errors = np.where(faces.hits(), face_errors(faces).eyes68, np.inf)
+    """Numbers of the faces with the largest errors by box, which a turned head does not inflate; missed ones first."""
+    errors = np.where(faces.hits(), face_errors(faces).box68, np.inf)
     return np.argsort(-errors, kind="stable")[:count].tolist()
 
 
@@ -37,8 +37,9 @@ def write_sheet(path: Path, faces: MeasuredFaces, names: Sequence[str], read: Ca
     for place, row in enumerate(rows):
         top, left = place // COLUMNS * (CELL_PX + CAPTION_PX), place % COLUMNS * CELL_PX
         sheet[top : top + CELL_PX, left : left + CELL_PX] = _cell(read(row), faces.annotated[row], faces.found[row])
-        error = "missed" if np.isnan(errors.eyes68[row]) else f"{100 * errors.eyes68[row]:.1f} %"
-        caption = f"{error}  {faces.yaw_deg[row]:+.0f} deg  {names[row][-24:]}"
+        eyes, box = 100.0 * errors.eyes68[row], 100.0 * errors.box68[row]
+        error = "missed" if np.isnan(eyes) else f"eyes {eyes:.1f} box {box:.1f} %"
+        caption = f"{error}  {faces.yaw_deg[row]:+.0f} deg  {names[row][-18:]}"
         at = (left + 4, top + CELL_PX + CAPTION_PX - 7)
         cv2.putText(sheet, caption, at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
     with replace_file(path) as temporary:
@@ -68,6 +69,10 @@ def write_curves(path: Path, faces: MeasuredFaces, reliability: Sequence[Reliabi
         )
         # A few faces gone wrong must not press all other bins into a corner.
         calibration.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+        ticks = [tick for tick in (2.0**power for power in range(-6, 10)) if ends[0] <= tick <= ends[1]]
+        calibration.minorticks_off()
+        calibration.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        calibration.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
         calibration.legend(frameon=False)
     calibration.set(xlabel="expected error in % of the face", ylabel="observed")
     for axes in (cumulative, calibration):
