@@ -21,6 +21,9 @@ NEIGHBOURHOOD = 3.6
 """Side of what is kept around a face relative to its box; the widest training crop reaches this far."""
 
 
+ANNOTATED = 1
+"""The convention of photos that came with their points; see `AnnotatedPhotos.convention`."""
+
 SAME_PLACE = 0.005
 """RMS distance of the points of two face models, as a fraction of the face's radius, below which they are the same."""
 
@@ -76,7 +79,9 @@ def load_annotated(params: Params, workspace: Workspace, split: str, *, size_px:
         images = [image for image, _ in reduced]
         points = np.array([face for _, face in reduced], np.float32).reshape(-1, 68, 2)
     of_source = _conventions(params, workspace)
-    convention = np.array([of_source.get(row["source"], 0) if one else 1 for row, one in zip(rows, known, strict=True)])
+    convention = np.array(
+        [of_source.get(row["source"], 0) if one else ANNOTATED for row, one in zip(rows, known, strict=True)]
+    )
     return AnnotatedPhotos(images, points, yaw, convention.astype(np.int64))
 
 

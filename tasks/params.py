@@ -63,6 +63,8 @@ class TrainDetectorParams(Section):
     """Of each batch, where annotated photos lie beside rendered ones; these have the face model's own points."""
     augmentation: Literal["mild", "strong"] = "mild"
     """How hard the training crops are made; `strong` for trainings of more than some minutes."""
+    turned_copies: Count = 0
+    """How often the head of an annotated photo may be turned further at most, to fill poses that photos lack."""
     width_factor: Positive = 1.0
     """Channels of the network relative to the default."""
     attention: Literal["linear", "softmax"] = "linear"

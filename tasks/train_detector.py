@@ -18,11 +18,12 @@ from models.landmarks.framing import mean_face_shape
 from models.landmarks.learning import LandmarkSamples
 from models.landmarks.portable import export_detector
 from models.landmarks.pose_balance import BalancedPoses, imbalance, pose_table
-from tasks.annotated_photos import load_annotated
+from tasks.annotated_photos import ANNOTATED, load_annotated
 from tasks.artifacts import SAMPLES, Workspace, read_table, replace_folder, save_checkpoint, write_json
 from tasks.detector_errors import measure_detector
 from tasks.detector_training import balance_photos, forget_progress, train_finder, train_landmarks
 from tasks.face_model import load_face_model
+from tasks.fill_poses import annotation_trust, fill_poses
 from tasks.params import Params
 from tasks.tracking import track
 from tasks.train import write_curve
@@ -53,8 +54,17 @@ def train_detector(params: Params, workspace: Workspace) -> None:
         )
     validation = load_annotated(params, workspace, "validation", size_px=None)
     shape, face_model = mean_face_shape(training.points), load_face_model(params, workspace)
+    photographed = training.yaw_deg
+    training = fill_poses(training, face_model, section, seed=params.project.seed)
+    turned = np.arange(len(training.images)) >= len(photographed)
     balanced = balance_photos(training, section, seed=params.project.seed)
-    samples = LandmarkSamples(training.images, training.points, shape, convention=training.convention)
+    samples = LandmarkSamples(
+        training.images,
+        training.points,
+        shape,
+        convention=training.convention,
+        weight=annotation_trust(training, face_model) if (training.convention == ANNOTATED).any() else None,
+    )
     identity = hashlib.sha256("".join(table["sample_id"].to_pylist()).encode()).hexdigest()
     with (
         track(params, workspace, "train_detector") as run,
@@ -87,13 +97,14 @@ def train_detector(params: Params, workspace: Workspace) -> None:
         save_checkpoint(folder / "checkpoint.pt", content)
         export_detector(content, folder)
         _write_errors(folder / "noise.npz", errors)
-        _write_balance(folder, training.yaw_deg, balanced, section.yaw_bin_deg)
+        _write_balance(folder, photographed, balanced, turned, section.yaw_bin_deg)
         curve = result.curve + [row | {"name": f"finder_{row['name']}"} for row in finder_curve]
         write_curve(folder / "curve.csv", curve)
         numbers: dict[str, Any] = {
-            "training_photos": len(training.images),
+            "training_photos": len(photographed),
+            "turned_photos": int(turned.sum()),
             "balanced_rows": len(balanced.index),
-            "imbalance_before": imbalance(training.yaw_deg, large_pose_deg=section.large_pose_deg),
+            "imbalance_before": imbalance(photographed, large_pose_deg=section.large_pose_deg),
             "imbalance_after": imbalance(balanced.yaw_deg, large_pose_deg=section.large_pose_deg),
             "steps": result.steps,
             "seconds": round(result.seconds, 1),
@@ -126,8 +137,10 @@ def _write_errors(path: Path, errors: DetectorErrors) -> None:
     )
 
 
-def _write_balance(folder: Path, before_deg: np.ndarray, balanced: BalancedPoses, bin_deg: float) -> None:
-    table = pose_table(before_deg, balanced, bin_deg=bin_deg)
+def _write_balance(
+    folder: Path, before_deg: np.ndarray, balanced: BalancedPoses, turned: np.ndarray, bin_deg: float
+) -> None:
+    table = pose_table(before_deg, balanced, bin_deg=bin_deg, turned=turned)
     with (folder / "balance.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(asdict(table[0])))
         writer.writeheader()

@@ -135,7 +135,7 @@ def _turn_batch(
     )
     carried = carry_points(relief, annotation, landmarks, turn=turn, camera=camera)
     nodes = relief.turned(turn)
-    errors = _fit_errors(landmarks, annotation, camera)
+    errors = _inner_errors(landmarks, annotation, camera)
     sizes = torch.tensor([photo.shape[1::-1] for photo in photos]).to(carried)
     shift = shift_inside(annotation, carried, sizes)
     return [
@@ -204,7 +204,14 @@ def _jumps(places: Floats) -> NDArray[np.bool_]:
     return found
 
 
-def _fit_errors(landmarks: Tensor, annotation: Tensor, camera: Camera) -> Tensor:
+def fit_errors(face_model: MorphableModel, fitted: FittedFaces, points: Tensor, camera: Camera) -> Tensor:
+    """`TurnedPhoto.fit_error` of the faces that `fit_photos` found, (N,)."""
+    vertices = face_model.vertices(fitted.identity, fitted.expression)
+    seen = to_camera_space(vertices, rotation=fitted.rotation, translation=fitted.translation)
+    return _inner_errors(face_model.landmarks(seen), points, camera)
+
+
+def _inner_errors(landmarks: Tensor, annotation: Tensor, camera: Camera) -> Tensor:
     distance = (project(landmarks, camera) - annotation)[:, JAW:].norm(dim=2).mean(1)
     inner = annotation[:, JAW:]
     relative: Tensor = distance / (inner.amax(1) - inner.amin(1)).amax(1)

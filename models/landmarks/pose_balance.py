@@ -36,6 +36,8 @@ class PoseBin:
     after: int
     flipped: int
     duplicated: int
+    turned: int = 0
+    """Photos whose heads were turned to this pose; straight or flipped, the first time."""
 
 
 def balance_poses(
@@ -80,8 +82,15 @@ def imbalance(yaw_deg: Float[np.ndarray, "R"], *, large_pose_deg: float = 30.0) 
     return abs(2 * large - len(yaw_deg)) / max(1, len(yaw_deg))
 
 
-def pose_table(before_deg: Float[np.ndarray, "M"], poses: BalancedPoses, *, bin_deg: float = 10.0) -> list[PoseBin]:
-    """Counts per bin of signed yaw, before and after the balance."""
+def pose_table(
+    before_deg: Float[np.ndarray, "M"],
+    poses: BalancedPoses,
+    *,
+    bin_deg: float = 10.0,
+    turned: Bool[np.ndarray, "N"] | None = None,
+) -> list[PoseBin]:
+    """Counts per bin of signed yaw, before and after the balance; `turned` tells which photos heads were turned in."""
+    made = np.zeros(len(poses.index), bool) if turned is None else turned[poses.index]
     reach = max(90.0, float(np.abs(np.concatenate([before_deg, poses.yaw_deg, [0.0]])).max()))
     last = int(np.ceil(reach / bin_deg))
     before, after = _signed_bin(before_deg, bin_deg), _signed_bin(poses.yaw_deg, bin_deg)
@@ -94,7 +103,8 @@ def pose_table(before_deg: Float[np.ndarray, "M"], poses: BalancedPoses, *, bin_
                 high_deg=(number + 1) * bin_deg,
                 before=int((before == number).sum()),
                 after=int(here.sum()),
-                flipped=int((here & poses.flipped & ~poses.duplicate).sum()),
+                flipped=int((here & poses.flipped & ~poses.duplicate & ~made).sum()),
+                turned=int((here & made & ~poses.duplicate).sum()),
                 duplicated=int((here & poses.duplicate).sum()),
             )
         )
