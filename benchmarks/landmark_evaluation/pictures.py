@@ -39,9 +39,9 @@ def write_sheet(path: Path, faces: MeasuredFaces, names: Sequence[str], read: Ca
         sheet[top : top + CELL_PX, left : left + CELL_PX] = _cell(read(row), faces.annotated[row], faces.found[row])
         eyes, box = 100.0 * errors.eyes68[row], 100.0 * errors.box68[row]
         error = "missed" if np.isnan(eyes) else f"eyes {eyes:.1f} box {box:.1f} %"
-        caption = f"{error}  {faces.yaw_deg[row]:+.0f} deg  {names[row][-18:]}"
+        caption = f"{error}  {faces.yaw_deg[row]:+.0f} deg  {names[row][-20:]}"
         at = (left + 4, top + CELL_PX + CAPTION_PX - 7)
-        cv2.putText(sheet, caption, at, cv2.FONT_HERSHEY_SIMPLEX, 0.42, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(sheet, caption, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
     with replace_file(path) as temporary:
         if not cv2.imwrite(str(temporary), sheet[..., ::-1]):
             raise OSError(f"{temporary}: cannot be written; check the free space")

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from benchmarks import landmark_accuracy
 from benchmarks.landmark_accuracy import evaluate, main, parse_edges, report, without_nan, write_rows
+from benchmarks.landmark_evaluation import detectors
 from benchmarks.landmark_evaluation.detectors import find_faces, open_detector
 from benchmarks.landmark_evaluation.photos import crop_around, fitted_yaw, open_photos
 from benchmarks.landmark_evaluation.pictures import worst_first, write_curves, write_sheet
@@ -280,6 +281,28 @@ def test_weights_must_exist_and_suit_the_runtime(tmp_path: Path) -> None:
         open_detector(str(tmp_path), workspace=tmp_path)
     with pytest.raises(ValueError, match="takes none"):
         open_detector("provided", workspace=tmp_path, weights=tmp_path)
+
+
+def test_exported_files_go_before_a_checkpoint_on_the_processor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("landmarks.onnx", "checkpoint.pt"):
+        (tmp_path / name).touch()
+    monkeypatch.setattr("models.landmarks.portable.load_portable", lambda place, **options: ("onnx", place, options))
+    monkeypatch.setattr(detectors, "load_checkpoint", lambda path: path)
+    monkeypatch.setattr(detectors, "build_detector", lambda kind, **options: ("torch", options["content"], options))
+
+    def opened(**options: str) -> tuple:
+        return open_detector(str(tmp_path), workspace=Path(), **options)
+
+    runtime, place, options = opened(boxes="truth")
+    assert (runtime, place) == ("onnx", tmp_path)
+    # A photo that is cut around the face is its box.
+    assert (options["convention"], options["boxes"]) == ("annotated", "windows")
+    assert opened(runtime="torch")[:2] == ("torch", tmp_path / "checkpoint.pt")
+    assert opened(device="cuda")[0] == "torch"
+    alone = open_detector("hierarchical", workspace=Path(), weights=tmp_path / "landmarks.onnx", runtime="onnx")
+    assert alone[:2] == ("onnx", tmp_path / "landmarks.onnx")
 
 
 def test_not_a_number_becomes_null() -> None:
