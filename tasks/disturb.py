@@ -80,7 +80,7 @@ def degrade(image: Pixels, stream: Generator) -> bytes:
             np.uint8
         )
     if stream.random() < 0.1:
-        image = cv2.filter2D(image, -1, _motion(stream, max(image.shape[:2]))).astype(np.uint8)
+        image = cv2.filter2D(image, -1, motion_kernel(stream, max(image.shape[:2]))).astype(np.uint8)
     gain = np.exp(stream.normal(0.0, 0.03, 3) + stream.normal(0.0, 0.1)).astype(np.float32)
     values = image * gain
     if stream.random() < 0.8:
@@ -92,7 +92,8 @@ def degrade(image: Pixels, stream: Generator) -> bytes:
     return encode_jpeg(values.clip(0.0, 255.0).astype(np.uint8), quality=quality)
 
 
-def _motion(stream: Generator, size_px: int) -> Floats:
+def motion_kernel(stream: Generator, size_px: int) -> Floats:
+    """A short straight smear in a random direction, as a kernel for photos of that size."""
     length = max(3, round(stream.uniform(0.01, 0.035) * size_px) | 1)
     kernel = np.zeros((length, length), np.uint8)
     middle, angle = length / 2.0, stream.uniform(0.0, np.pi)

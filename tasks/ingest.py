@@ -10,8 +10,11 @@ from collections.abc import Iterator
 
 from models.face.morphable import MorphableModel
 from tasks.artifacts import Workspace, replace_folder, write_json
+from tasks.backdrops import MOST_PHOTOS, Backdrops
 from tasks.contact_sheet import write_contact_sheet
 from tasks.face_model import load_face_model, open_face_model
+from tasks.hold_out import held_out
+from tasks.images import decode_stored
 from tasks.params import Params
 from tasks.sample_store import SampleStore
 from tasks.source_params import (
@@ -58,17 +61,33 @@ def ingest(params: Params, workspace: Workspace) -> None:
 
 def split_of(person: str, params: IngestParams, seed: int) -> str:
     """The split of all photos of a person: a matter of name and seed alone, whoever else is there."""
+    every = _hold_out(person, params)
+    if every and held_out(person.partition("/photo:")[2], every=every):
+        return "test"
     digest = hashlib.sha256(f"{seed}/{person}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
+    if every:
+        return "validation" if place < params.validation_share else "train"
     if place < params.test_share:
         return "test"
     return "validation" if place < params.test_share + params.validation_share else "train"
 
 
+def _hold_out(person: str, params: IngestParams) -> int | None:
+    """The rule of a source that holds out photos by their file names, for photos that no table gives to a person."""
+    name, _, photo = person.partition("/")
+    for source in params.sources:
+        if isinstance(source, PhotosSource) and source.name == name and photo.startswith("photo:"):
+            return source.hold_out_every
+    return None
+
+
 def _turn(source: Source) -> int:
     # Labelled sources come first, so that of two equal photos the one with a mesh is kept; rendered copies come last,
-    # because only then is it settled who is who, and with it the splits.
+    # because only then is it settled who is who, and with it the splits; before them, photos over photos of others.
     if isinstance(source, RerenderedSource):
+        return 3
+    if isinstance(source, SyntheticSource) and source.backgrounds is not None:
         return 2
     return 0 if is_labelled(source) else 1
 
@@ -90,7 +109,8 @@ def _items(
         for photo in rerender(source, face_model, meshes, seed=seed):
             yield _candidate(photo, source.name, photo.person, labelled=True)
     else:
-        for photo in synthesize(source, face_model, seed=seed):
+        backdrops = _backdrops(source, section, seed, store)
+        for photo in synthesize(source, face_model, seed=seed, backdrops=backdrops):
             person = f"{source.name}/{photo.person}"
             # Training must not see the meshes of unlabelled photos; measuring needs them, if they fit the face model.
             keep = source.labelled or split_of(person, section, seed) != "train"
@@ -111,6 +131,21 @@ def _candidate(photo: Photo, source: str, person: str, *, labelled: bool, mesh: 
         mesh=mesh,
         mesh_id=photo.mesh_id if mesh or labelled else None,
     )
+
+
+def _backdrops(source: SyntheticSource, params: IngestParams, seed: int, store: SampleStore) -> Backdrops | None:
+    if source.backgrounds is None:
+        return None
+    photos = store.annotated_photos(
+        source.backgrounds, lambda person: split_of(person, params, seed) == "train", most=MOST_PHOTOS
+    )
+    backdrops = Backdrops((decode_stored(content), points) for content, points in photos)
+    if not len(backdrops):
+        raise ValueError(
+            f"source {source.name}: source {source.backgrounds} has no annotated photo in the training split; "
+            "annotate its photos or remove backgrounds"
+        )
+    return backdrops
 
 
 def _training_meshes(

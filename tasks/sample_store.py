@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.artifacts import IMAGES, MESHES, QUARANTINE, SAMPLES, write_table
+from tasks.artifacts import IMAGES, MESHES, QUARANTINE, SAMPLES, read_table, write_table
 from tasks.images import decode_stored, pixel_hash
 from tasks.sources import Candidate, Mesh, Refusal
 
@@ -92,6 +92,18 @@ class SampleStore:
             if row["mesh_id"].startswith(f"{source}/"):
                 yield row["mesh_id"], self.person(row["person"]), np.float32(row["vertices"]).reshape(-1, 3)
 
+    def annotated_photos(
+        self, source: str, wanted: Callable[[str], bool], *, most: int
+    ) -> Iterator[tuple[bytes, np.ndarray]]:
+        """Content and landmarks (68, 2) of annotated photos of a source whose persons are wanted, spread over all."""
+        rows = [row for row in self._samples.values() if row["source"] == source and row["landmarks"] is not None]
+        rows = [row for row in rows if wanted(self.person(row["person"]))]
+        places = np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)
+        chosen = {rows[place]["sample_id"]: rows[place] for place in places}
+        for sample_id, content in self._shards.contents({row["shard"] for row in chosen.values()}):
+            if sample_id in chosen:
+                yield content, np.float32(chosen[sample_id]["landmarks"]).reshape(68, 2)
+
     def close(self, split_of: Callable[[str], str], *, sources: Sequence[str]) -> dict[str, Any]:
         """Write the tables and give the account: in total and by source.
 
@@ -152,6 +164,15 @@ class _Shards:
         if len(self.ids) == self.rows or self.size >= SHARD_BYTES:
             self.close()
         return name
+
+    def contents(self, names: Collection[str]) -> Iterator[tuple[str, bytes]]:
+        """Sample ids and contents of the shards of those names; the last one may still be open."""
+        for name in sorted(names):
+            if (self.folder / name).exists():
+                table = read_table(self.folder / name, IMAGES)
+                yield from zip(table["sample_id"].to_pylist(), table["image"].to_pylist(), strict=True)
+            else:
+                yield from zip(self.ids, self.images, strict=True)
 
     def close(self) -> None:
         if self.ids:

@@ -100,6 +100,9 @@ class PhotosSource(Section):
     persons: Path | None = None
     """CSV with columns file, person; default `persons.csv` in the folder, where it exists. A photo that is not
     listed is a person of its own."""
+    hold_out_every: Annotated[int, Field(ge=2)] | None = None
+    """Test photos are then those whose file name's SHA-256 divides by this, instead of `test_share` of the persons: a
+    rule that other programs can follow. Needs photos without a table of persons."""
 
 
 class ScansSource(Section):
@@ -141,11 +144,9 @@ class IngestParams(Section):
                 original = known.get(source.of)
                 if original is None or not is_labelled(original) or isinstance(original, RerenderedSource):
                     raise ValueError(f"source {source.name}: of = {source.of!r} is not a labelled source")
-            if isinstance(source, SyntheticSource) and source.backgrounds is not None:
-                if not isinstance(known.get(source.backgrounds), PhotosSource):
-                    raise ValueError(
-                        f"source {source.name}: backgrounds = {source.backgrounds!r} is not a source of kind photos"
-                    )
+            backgrounds = source.backgrounds if isinstance(source, SyntheticSource) else None
+            if backgrounds is not None and not isinstance(known.get(backgrounds), PhotosSource):
+                raise ValueError(f"source {source.name}: backgrounds = {backgrounds!r} is not a source of kind photos")
         return self
 
 

@@ -54,6 +54,18 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class Lamp:
+    """A distant light beside the soft one, for strong randomisation."""
+
+    direction: Floats
+    """(3,) unit vector towards it, camera space."""
+    colour: Floats
+    """(3,) RGB; 1 lights a surface that faces it as brightly as white light of 1 from everywhere."""
+    softness: float
+    """0: the edges of shadows are sharp; 1: there are hardly any."""
+
+
+@dataclass(frozen=True)
 class Shot:
     """What is particular to one photo."""
 
@@ -77,6 +89,9 @@ class Shot:
     occluded: bool
     scenery: Generator
     """Stream for everything that is drawn in pixels."""
+    lamp: Lamp | None = None
+    may_leave: bool = False
+    """Whether the landmarks' box may reach beyond the photo."""
 
 
 def person_stream(seed: int, source: str, key: int | str) -> Generator:
@@ -117,6 +132,37 @@ def draw_shot(stream: Generator, *, expression_names: Sequence[str], max_yaw_deg
     )
 
 
+def draw_varied_shot(
+    stream: Generator, *, expression_names: Sequence[str], max_yaw_deg: float, occluder_share: float
+) -> Shot:
+    """A random photo for strong randomisation: any lens, distance and tilt, a lamp from any side, faces cut off."""
+    ambient, directions, colours = _draw_lights(stream)
+    yaw, _, _ = draw_angles(stream, max_yaw_deg)
+    pitch = float(np.radians(np.clip(stream.normal(0.0, 12.0), -30.0, 30.0)))
+    tilted = stream.random() < 0.3
+    roll = float(np.radians(stream.uniform(-40.0, 40.0) if tilted else np.clip(stream.normal(0.0, 9.0), -25.0, 25.0)))
+    cast = np.exp(stream.normal(0.0, 0.15 if stream.random() < 0.2 else 0.04, 3))
+    fill = float(stream.uniform(0.25, 0.95))
+    focal = float(np.exp(stream.uniform(math.log(0.2), math.log(1.8))))
+    may_leave = bool(stream.random() < 0.2)
+    return Shot(
+        expression=draw_expression(stream, expression_names),
+        angles=np.array([yaw, pitch, roll]),
+        # From a wide-angle lens, no nearer than some 30 cm, to a tele lens across the street.
+        focal_factor=max(0.45 * fill, focal),
+        fill=fill,
+        offset=stream.normal(0.0, 0.2 if may_leave else 0.12, 2).clip(-0.4, 0.4),
+        ambient=ambient * cast,
+        light_directions=directions,
+        light_colours=colours * np.exp(stream.normal(0.0, 0.08, 3)),
+        exposure=float(np.exp(stream.normal(-0.05, 0.3)).clip(0.4, 1.8)),
+        occluded=bool(stream.random() < occluder_share),
+        scenery=np.random.default_rng(stream.integers(2**63)),
+        lamp=_draw_lamp(stream),
+        may_leave=may_leave,
+    )
+
+
 def draw_angles(stream: Generator, max_yaw_deg: float) -> Floats:
     """Yaw, pitch and roll in radians: half of the photos within 30° of yaw, the rest beyond, up to the limit."""
     inner = min(30.0, max_yaw_deg)
@@ -126,6 +172,24 @@ def draw_angles(stream: Generator, max_yaw_deg: float) -> Floats:
         yaw = stream.uniform(inner, max_yaw_deg) * stream.choice([-1.0, 1.0])
     pitch, roll = stream.normal(0.0, 9.0), stream.normal(0.0, 7.0)
     return np.radians([yaw, np.clip(pitch, -20.0, 20.0), np.clip(roll, -15.0, 15.0)])
+
+
+def _draw_lamp(stream: Generator) -> Lamp:
+    """Weak and soft for the most part; else the sun, a window at the side, or a coloured light."""
+    azimuth, elevation = stream.normal(0.0, math.radians(60.0)), math.radians(stream.uniform(-20.0, 80.0))
+    direction = [
+        math.sin(azimuth) * math.cos(elevation),
+        -math.sin(elevation),
+        -math.cos(azimuth) * math.cos(elevation),
+    ]
+    hard = stream.random() < 0.4
+    vivid = stream.random() < 0.08
+    tint = np.exp(stream.normal(0.0, 0.35 if vivid else 0.06, 3))
+    # Lamps are warmer or cooler than what is around them.
+    warmth = stream.normal(0.0, 0.1) * np.array([1.0, 0.0, -1.0])
+    strength = stream.uniform(0.8, 3.0) if hard else stream.uniform(0.1, 0.8)
+    softness = stream.uniform(0.0, 0.35) if hard else stream.uniform(0.3, 1.0)
+    return Lamp(np.array(direction), strength * tint * np.exp(warmth), float(softness))
 
 
 def _draw_lights(stream: Generator) -> tuple[Floats, Floats, Floats]:

@@ -21,11 +21,13 @@ from models.face.lighting import irradiance_basis
 from models.face.morphable import MorphableModel
 from models.rendering.render import render
 from models.types import Camera
+from tasks.backdrops import Backdrops
 from tasks.disturb import degrade, draw_glasses, draw_occluder
 from tasks.images import Pixels
+from tasks.randomize import SUPERSAMPLING, Faces, StrongLook
 from tasks.scenery import HeadOutline, background, draw_behind, draw_hair, draw_openings
 from tasks.source_params import RerenderedSource, SyntheticSource
-from tasks.subjects import Shot, Subject, draw_shot, draw_subject, person_stream
+from tasks.subjects import Shot, Subject, draw_shot, draw_subject, draw_varied_shot, person_stream
 
 BATCH_SIZE = 16
 """Photos rendered together. Not a parameter: it bounds the memory and has no part in the result."""
@@ -77,8 +79,10 @@ class _Job:
     mesh: LabelMesh | None = None
 
 
-def synthesize(source: SyntheticSource, face_model: MorphableModel, *, seed: int) -> Iterator[Photo]:
-    """Photos of `source.persons` random persons, person by person."""
+def synthesize(
+    source: SyntheticSource, face_model: MorphableModel, *, seed: int, backdrops: Backdrops | None = None
+) -> Iterator[Photo]:
+    """Photos of `source.persons` random persons, person by person; `backdrops` serve strong randomisation only."""
 
     def jobs() -> Iterator[_Job]:
         for number in range(source.persons):
@@ -87,7 +91,8 @@ def synthesize(source: SyntheticSource, face_model: MorphableModel, *, seed: int
             for photo in range(source.photos_per_person):
                 yield _Job(f"{number:06d}-{photo}", f"{number:06d}", subject, _shot(stream, source, face_model))
 
-    yield from _photos(jobs(), face_model, source)
+    look = StrongLook(face_model, backdrops=backdrops) if source.randomization == "strong" else None
+    yield from _photos(jobs(), face_model, source, look)
 
 
 def rerender(
@@ -106,7 +111,8 @@ def rerender(
 
 
 def _shot(stream: np.random.Generator, source: SyntheticSource | RerenderedSource, face_model: MorphableModel) -> Shot:
-    return draw_shot(
+    strong = isinstance(source, SyntheticSource) and source.randomization == "strong"
+    return (draw_varied_shot if strong else draw_shot)(
         stream,
         expression_names=face_model.expression_names,
         max_yaw_deg=source.max_yaw_deg,
@@ -115,9 +121,12 @@ def _shot(stream: np.random.Generator, source: SyntheticSource | RerenderedSourc
 
 
 def _photos(
-    jobs: Iterator[_Job], face_model: MorphableModel, source: SyntheticSource | RerenderedSource
+    jobs: Iterator[_Job],
+    face_model: MorphableModel,
+    source: SyntheticSource | RerenderedSource,
+    look: StrongLook | None = None,
 ) -> Iterator[Photo]:
-    studio = _Studio(face_model, source.size_px)
+    studio = _Studio(face_model, source.size_px, look)
     # While one batch is drawn and encoded here, the next is rendered beside it.
     with ThreadPoolExecutor(max_workers=1) as beside:
         ahead: Future[_Exposures] | None = None
@@ -141,13 +150,17 @@ class _Exposures:
     rotation: NDArray[np.float32]
     vertices: NDArray[np.float32]
     neutral: NDArray[np.float32] | None
+    drawn: Faces | None
+    """More about the faces, with strong randomisation."""
 
 
 class _Studio:
-    """Renders jobs in batches."""
+    """Renders jobs in batches; with a strong look, larger than the photos will be."""
 
-    def __init__(self, face_model: MorphableModel, size_px: int) -> None:
-        self.size_px = size_px
+    def __init__(self, face_model: MorphableModel, size_px: int, look: StrongLook | None = None) -> None:
+        self.look = look
+        self.scale = SUPERSAMPLING if look else 1
+        self.size_px = self.scale * size_px
         self.face_model = face_model
         # In double precision, products of different batch sizes agree beyond the grid of the vertices.
         self.exact = copy.deepcopy(face_model).double()
@@ -166,18 +179,21 @@ class _Studio:
         in_camera = to_camera_space(
             vertices.double(), rotation=rotation.double(), translation=translation.double()
         ).float()
-        rendering = render(
-            in_camera,
-            self.face_model.triangles,
-            albedo=albedo,
-            lighting=lighting(shots, brightness=albedo.mean((1, 2))),
-            camera=camera,
-        )
-        faces = (rendering.image.clamp(0.0, 1.0) * 255.0).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-        masks = rendering.mask.numpy()
+        light = lighting(shots, brightness=albedo.mean((1, 2)))
+        drawn = None
+        if self.look is None:
+            rendering = render(in_camera, self.face_model.triangles, albedo=albedo, lighting=light, camera=camera)
+            faces = (rendering.image.clamp(0.0, 1.0) * 255.0).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
+            masks = skins = rendering.mask.numpy()
+        else:
+            subjects = [job.subject for job in jobs]
+            drawn = self.look.faces(
+                in_camera, albedo=albedo, lighting=light, camera=camera, subjects=subjects, shots=shots
+            )
+            faces, masks, skins = drawn.image, drawn.mask, drawn.bare
         landmarks = project(self.face_model.landmarks(in_camera), camera).numpy()
         heads = self._heads(
-            jobs, self.face_model.landmarks(vertices), rotation, translation, camera, landmarks, faces, masks
+            jobs, self.face_model.landmarks(vertices), rotation, translation, camera, landmarks, faces, skins
         )
         return _Exposures(
             jobs=jobs,
@@ -187,6 +203,7 @@ class _Studio:
             rotation=rotation.numpy(),
             vertices=vertices.numpy(),
             neutral=None if neutral is None else neutral.numpy(),
+            drawn=drawn,
         )
 
     def develop(self, exposures: _Exposures, source: str) -> Iterator[Photo]:
@@ -196,8 +213,8 @@ class _Studio:
             yield Photo(
                 name=job.name,
                 person=job.person,
-                content=self._compose(exposures.faces[row], exposures.masks[row], head, job),
-                landmarks=head.landmarks.astype(np.float32),
+                content=self._compose(exposures, row),
+                landmarks=(head.landmarks / self.scale).astype(np.float32),
                 rotation=exposures.rotation[row],
                 vertices=exposures.vertices[row],
                 neutral=None if exposures.neutral is None else exposures.neutral[row],
@@ -231,6 +248,8 @@ class _Studio:
         depth = focal * extent / (fill * size)
         # Keeps the box inside the photo, whatever the offset.
         room = ((1.0 - fill) / 2.0 - 0.02).clamp_min(0.0)
+        # Or so much of it that the face can still be told.
+        room = room + 0.35 * fill * _stack([[float(shot.may_leave)] for shot in shots])
         target = torch.maximum(torch.minimum(offset, room), -room) * size
         middle = (turned[..., :2].amax(1) + turned[..., :2].amin(1)) / 2.0
         sideways = target * depth / focal - middle
@@ -245,7 +264,7 @@ class _Studio:
         camera: Camera,
         landmarks: NDArray[np.float32],
         faces: Pixels,
-        masks: NDArray[np.bool_],
+        skins: NDArray[np.bool_],
     ) -> list[HeadOutline]:
         """Places of skull, hair and neck, guessed from the landmarks and seen by the same camera."""
         ears = (points[:, 0] + points[:, 16]) / 2.0
@@ -269,7 +288,7 @@ class _Studio:
         hair_pixels = pixels[:, self.skull_triangles.numpy()]
         heads = []
         for row, job in enumerate(jobs):
-            visible = faces[row][masks[row]]
+            visible = faces[row][skins[row]]
             heads.append(
                 HeadOutline(
                     hair=hair_pixels[row, hairy[row]],
@@ -284,7 +303,10 @@ class _Studio:
             )
         return heads
 
-    def _compose(self, face: Pixels, mask: NDArray[np.bool_], head: HeadOutline, job: _Job) -> bytes:
+    def _compose(self, exposures: _Exposures, row: int) -> bytes:
+        face, mask, head, job = exposures.faces[row], exposures.masks[row], exposures.heads[row], exposures.jobs[row]
+        if self.look is not None and exposures.drawn is not None:
+            return self.look.photo(exposures.drawn, row, head=head, subject=job.subject, shot=job.shot)
         stream, yaw = job.shot.scenery, float(job.shot.angles[0])
         image = background(stream, self.size_px)
         draw_behind(image, head, job.subject, stream)

@@ -30,6 +30,7 @@ from tests.ingest_sources import (
     picture,
     put,
     quarantine,
+    row_of,
     samples,
     summary,
 )
@@ -254,11 +255,32 @@ def test_a_source_of_another_face_model_has_no_meshes(modelled: Workspace) -> No
     assert len({row["split"] for row in rows}) > 1
     for row in rows:
         assert (row["labelled"], row["mesh_id"], len(row["landmarks"]), len(row["rotation"])) == (False, None, 136, 3)
-    alone = params(other, photos(), face_model={"kind": "npz", "path": "none.npz"})
+    alone = params(photos(), other, face_model={"kind": "npz", "path": "none.npz"})
     put(modelled, {"a.png": content(picture(0))})
     ingest(alone, modelled)
     again = {row["sample_id"] for row in samples(modelled) if row["source"] == "other"}
     assert again == {row["sample_id"] for row in rows}
+
+
+def test_strong_photos_before_those_of_a_source(modelled: Workspace) -> None:
+    green = np.zeros((80, 80, 3), np.uint8)
+    green[..., 1] = 240
+    points = 40 + 12 * np.stack([np.cos(np.arange(68)), np.sin(np.arange(68))], 1)
+    names = [f"{number}.png" for number in range(4)]
+    for place, name in enumerate(names):
+        green[0, place] = 0
+        put(modelled, {name: content(green)})
+    put(modelled, {"landmarks.csv": "\n".join([HEADER, *(row_of(name, points) for name in names)])})
+    strong = {"kind": "synthetic", "name": "strong", "persons": 8, "photos_per_person": 1, "size_px": 64}
+    strong |= {"randomization": "strong", "backgrounds": "album"}
+    section = params(strong, photos(), face_model=TINY, validation_share=0.0, test_share=0.0, shard_rows=3)
+    ingest(section, modelled)
+    rows = [row for row in samples(modelled) if row["source"] == "strong"]
+    assert len(rows) == 8
+    drawn = read_images(modelled, [row["sample_id"] for row in rows]).values()
+    assert sum(bool((image[..., 1] > image[..., [0, 2]].max(2) + 40).mean() > 0.3) for image in drawn) >= 2
+    nobody = params(strong, photos(), face_model=TINY, validation_share=0.0, test_share=0.999)
+    one_line(lambda: ingest(nobody, modelled), ValueError, "source strong", "no annotated photo in the training split")
 
 
 def test_same_seed_same_bytes(modelled: Workspace) -> None:
