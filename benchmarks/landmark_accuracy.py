@@ -40,7 +40,7 @@ from rich.table import Table
 
 from benchmarks.landmark_evaluation.detectors import find_faces, open_detector
 from benchmarks.landmark_evaluation.photos import AnnotatedSet, crop_around, open_photos
-from benchmarks.landmark_evaluation.pictures import worst_first, write_curves, write_sheet
+from tasks.landmark_pictures import worst_first, write_curves, write_sheet
 from models.landmarks.accuracy import (
     MeasuredFaces,
     accuracy_by_yaw,

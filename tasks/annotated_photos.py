@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import cv2
@@ -54,13 +55,17 @@ class AnnotatedPhotos:
         return self.take(rows) if len(rows) else self
 
 
-def load_annotated(params: Params, workspace: Workspace, split: str, *, size_px: int | None) -> AnnotatedPhotos:
+def load_annotated(
+    params: Params, workspace: Workspace, split: str, *, size_px: int | None, without: Collection[str] = ()
+) -> AnnotatedPhotos:
     """Photos of a split that have landmarks, with their yaw: true where the rotation is known, else fitted.
 
+    Photos of the sources in `without` are left out.
     `size_px`: keep only the neighbourhood of each face, reduced so that its box is no larger than this.
     """
     rows = read_table(workspace.folder("ingest") / "samples.parquet", SAMPLES).to_pylist()
     rows = [row for row in rows if row["split"] == split and row["landmarks"] is not None]
+    rows = [row for row in rows if row["source"] not in without]
     points = np.array([row["landmarks"] for row in rows], np.float32).reshape(-1, 68, 2)
     pixels = read_images(workspace, [row["sample_id"] for row in rows])
     images = [pixels.pop(row["sample_id"]) for row in rows]

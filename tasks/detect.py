@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from models.landmarks.cascade import Convention
 from models.landmarks.detector import Detection, LandmarkDetector, build_detector
 from models.landmarks.head_pose import head_angles
 from tasks.artifacts import (
@@ -59,8 +60,8 @@ def shards(workspace: Workspace) -> list[str]:
     return sorted(set(table["shard"].to_pylist()))
 
 
-def open_detector(params: Params, workspace: Workspace) -> LandmarkDetector:
-    """The detector that the params name, with its weights.
+def open_detector(params: Params, workspace: Workspace, *, convention: Convention = "model") -> LandmarkDetector:
+    """The detector that the params name, with its weights; ours gives points in the convention that is asked for.
 
     Raises: FileNotFoundError naming the file that is missing and the remedy.
     """
@@ -72,7 +73,7 @@ def open_detector(params: Params, workspace: Workspace) -> LandmarkDetector:
     if section.detector == "hierarchical":
         folder = workspace.folder("train_detector")
         content = load_checkpoint(folder / "checkpoint.pt")
-        options.update(content=content, exported=folder, batch_size=section.batch_size)
+        options.update(content=content, exported=folder, batch_size=section.batch_size, convention=convention)
     return build_detector(section.detector, **options)
 
 

@@ -21,6 +21,7 @@ from models.types import Batch, FaceCoefficients, Rendering
 from tasks.artifacts import Workspace, load_checkpoint, replace_folder, write_json, write_table
 from tasks.dataset import load_crops
 from tasks.face_model import load_face_model
+from tasks.held_out_landmarks import measure_held_out
 from tasks.measure import (
     MEASURES,
     Measured,
@@ -59,7 +60,10 @@ SAMPLE_MEASURES = pa.schema(
 
 
 def evaluate(params: Params, workspace: Workspace) -> None:
-    """Measure all stages on the test split; writes metrics.json, samples.parquet, pictures/ and report.html."""
+    """Measure all stages on the test split; writes metrics.json, samples.parquet, pictures/ and report.html.
+
+    The detector is measured, too, where it is not the sources' own annotation: landmarks.json.
+    """
     torch.manual_seed(params.project.seed)
     model = load_face_model(params, workspace)
     device = _device(params)
@@ -77,6 +81,11 @@ def evaluate(params: Params, workspace: Workspace) -> None:
     with track(params, workspace, "evaluate") as run, replace_folder(workspace.folder("evaluate")) as folder:
         write_json(folder / "metrics.json", metrics)
         write_table(folder / "samples.parquet", sample_rows(measured, crops), SAMPLE_MEASURES)
+        (folder / "pictures").mkdir()
+        landmarks = measure_held_out(params, workspace)
+        if landmarks is not None:
+            write_json(folder / "landmarks.json", landmarks.numbers(params.evaluate.yaw_bins_deg))
+            landmarks.write_pictures(folder / "pictures")
         write_report(
             folder,
             params=params,

@@ -49,6 +49,9 @@ COLUMNS: tuple[tuple[str, str, str, float, int, int], ...] = (
 HEADLINES = ("scan_error_mm_median", "vertex_error_mm", "landmark_nme", "pose_error_deg", "similarity", "depth_slope")
 YAW_COLUMNS = ("scan_error_mm_median", "vertex_error_mm", "landmark_nme", "pose_error_deg", "similarity")
 
+LANDMARK_COLUMNS = ("nme68", "nme51", "nme68_box", "fr8", "fr10", "auc10")
+"""Keys of landmarks.json in the table of the report."""
+
 YAW_CHARTS = {
     "scan_error_mm_median": ("scan error, median (mm)", 1.0),
     "landmark_nme": ("landmark NME (%)", 100.0),
@@ -85,6 +88,9 @@ def write_report(
         "by_yaw": charts.by_yaw(metrics, YAW_CHARTS, TITLES),
     }
     drawn |= {f"curve_{stage}": charts.training_curves(workspace.folder(stage) / "curve.csv") for stage in CURVES}
+    for name in ("landmarks_worst", "landmarks_accuracy"):
+        picture = folder / "pictures" / f"{name}.png"
+        drawn[name] = picture.read_bytes() if picture.exists() else None
     balance = workspace.folder("train_detector") / "balance.png"
     drawn["pose_balance"] = balance.read_bytes() if balance.exists() else None
     images |= {name: content for name, content in drawn.items() if content is not None}
@@ -99,6 +105,8 @@ def write_report(
             "yaw": yaw_table(metrics),
             "sources": source_table(metrics),
             "data": data_table(workspace),
+            "landmarks": landmark_table(folder / "landmarks.json"),
+            "rendered_landmarks": _optional(folder / "landmarks.json").get("convention") == "model",
             "curves": {f"curve_{stage}": title for stage, title in CURVES.items() if f"curve_{stage}" in images},
             "rounds": read_rounds(workspace.folder("refusion") / "rounds.csv"),
             "stopped": _optional(workspace.folder("refusion") / "metrics.json").get("stopped"),
@@ -215,6 +223,19 @@ def data_table(workspace: Workspace) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def landmark_table(path: Path) -> list[dict[str, str]]:
+    """Rows of the detector's errors, all photos first, then by |yaw|; empty where it was not measured."""
+    numbers = _optional(path)
+    if not numbers:
+        return []
+    rows = {"all": numbers, **{f"|yaw| {name}°": values for name, values in numbers["by_yaw"].items()}}
+    return [
+        {"name": name, "count": str(values["count"])}
+        | {key: "–" if values[key] is None else f"{100 * values[key]:.2f} %" for key in LANDMARK_COLUMNS}
+        for name, values in rows.items()
+    ]
 
 
 def read_rounds(path: Path) -> list[dict[str, str]]:

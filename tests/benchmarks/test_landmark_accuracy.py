@@ -19,7 +19,7 @@ from benchmarks.landmark_accuracy import evaluate, main, parse_edges, report, wi
 from benchmarks.landmark_evaluation import detectors
 from benchmarks.landmark_evaluation.detectors import find_faces, open_detector
 from benchmarks.landmark_evaluation.photos import crop_around, fitted_yaw, open_photos
-from benchmarks.landmark_evaluation.pictures import worst_first, write_curves, write_sheet
+from tasks.landmark_pictures import worst_first, write_curves, write_sheet
 from models.face.procedural import procedural_face
 from models.landmarks.accuracy import reliability_curve
 from models.landmarks.detector import Detection

@@ -57,6 +57,7 @@ def params() -> Params:
             "train_self_supervised": {"init": "train_geometry", **TRAINING},
             "train_supervised": {"init": "train_self_supervised", **TRAINING},
             "train_fused": {"init": "train_supervised", **TRAINING},
+            "detect_landmarks": {"detector": "provided"},
             "evaluate": {"batch_size": 4, "pictures": 3},
         }
     )

@@ -16,6 +16,7 @@ from tasks.report import (
     data_table,
     data_uri,
     headlines,
+    landmark_table,
     number,
     read_rounds,
     render_report,
@@ -63,6 +64,8 @@ def context(**changes: Any) -> dict[str, Any]:
         "faces": [],
         "error_limit_mm": 4.0,
         "images": {"overview": pixel},
+        "landmarks": [],
+        "rendered_landmarks": False,
     } | changes
 
 
@@ -173,3 +176,35 @@ def test_rounds_are_shortened_for_reading(tmp_path: Path) -> None:
         {"round": "0", "similarity": "0.7432", "geometry": "–", "decision": "start"},
         {"round": "1", "similarity": "0.75", "geometry": "3.486", "decision": "kept"},
     ]
+
+
+class TestLandmarkTable:
+    def test_all_photos_first_then_by_yaw(self, tmp_path: Path) -> None:
+        numbers = {
+            "count": 4,
+            "nme68": 0.0234,
+            "nme51": 0.02,
+            "nme68_box": 0.01,
+            "fr8": 0.25,
+            "fr10": 0.0,
+            "auc10": None,
+        }
+        write_json(tmp_path / "landmarks.json", {**numbers, "by_yaw": {"0-30": {**numbers, "count": 3}}})
+        rows = landmark_table(tmp_path / "landmarks.json")
+        assert [(row["name"], row["count"]) for row in rows] == [("all", "4"), ("|yaw| 0-30°", "3")]
+        assert rows[0]["nme68"] == "2.34 %"
+        assert rows[0]["auc10"] == "–"
+
+    def test_a_detector_that_was_not_measured(self, tmp_path: Path) -> None:
+        assert landmark_table(tmp_path / "landmarks.json") == []
+
+    def test_the_page_shows_it(self) -> None:
+        row = {
+            "name": "all",
+            "count": "4",
+            **dict.fromkeys(("nme68", "nme51", "nme68_box", "fr8", "fr10", "auc10"), "1.00 %"),
+        }
+        page = render_report(context(landmarks=[row], rendered_landmarks=True))
+        assert "<h2>Landmarks</h2>" in page
+        assert "rendered photos" in page
+        assert "<h2>Landmarks</h2>" not in render_report(context())
