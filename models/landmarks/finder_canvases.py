@@ -39,7 +39,7 @@ class CanvasSettings:
     largest_in_company: float = 0.6
     beyond: float = 0.12
     """How far outside the canvas the centre may lie, in sides of the face."""
-    tilted_share: float = 0.4
+    tilted_share: float = 0.25
     """Faces of any roll, the others stand upright within `upright_angle_rad` (standard deviation)."""
     upright_angle_rad: float = 0.35
     decoys: float = 1.2

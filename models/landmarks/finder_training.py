@@ -27,7 +27,7 @@ SMALLEST_OCTAVES = -1.0
 DOUBTFUL_OCTAVES = 1.1
 """Cells on a face that is nearly of the step's size count neither way."""
 
-NEAR = 0.22
+NEAR = 0.25
 """Cells closer to the centre than this share of the side hold the face; the closest always does."""
 
 DOUBTFUL = 0.45
@@ -54,9 +54,9 @@ ERROR_SOFTNESS = 0.05
 class FinderSettings:
     """Make-up of a batch and weights of the terms."""
 
-    batch_size: int = 32
-    centre_weight: float = 2.0
-    side_weight: float = 1.0
+    batch_size: int = 16
+    centre_weight: float = 6.0
+    side_weight: float = 3.0
     turn_weight: float = 0.5
 
 
