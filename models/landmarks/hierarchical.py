@@ -198,7 +198,7 @@ class HierarchicalNetwork(nn.Module):
 
     def _dense(self, hidden: Float[Tensor, "B K"]) -> tuple[Float[Tensor, "B D 2"], Float[Tensor, "B D"]]:
         if self.dense_head is None:
-            return hidden.new_zeros(len(hidden), 0, 2), hidden.new_zeros(len(hidden), 0)
+            return hidden.new_zeros(hidden.shape[0], 0, 2), hidden.new_zeros(hidden.shape[0], 0)
         points, log_sigma = self.dense_head(hidden)
         return (points + 0.5) * self.input_size_px, log_sigma
 
