@@ -38,12 +38,14 @@ def draw_back(image: Pixels, head: HeadOutline, subject: Subject, stream: Genera
         _lay_hair(image, mask, head, subject, stream, darkness=0.7)
     if has_neck:
         return
-    shade = head.skin * stream.uniform(0.55, 0.9)
+    shade = head.skin * stream.uniform(0.65, 0.95)
     bottom = head.neck + width * np.array([0.0, 0.9])
     side = np.array([stream.uniform(0.3, 0.4) * width, 0.0])
     mask = np.zeros(image.shape[:2], np.uint8)
     fill_polygon(mask, [head.neck - side, head.neck + side, bottom + 1.15 * side, bottom - 1.15 * side], 255)
-    fill_ellipse(mask, head.centre, (0.5 * width, 0.62 * width), head.roll, 255)
+    skull = np.zeros(image.shape[:2], np.uint8)
+    fill_ellipse(skull, head.centre, (0.5 * width, 0.62 * width), head.roll, 255)
+    blend(image, head.skin * stream.uniform(0.7, 1.0), skull)
     columns = (np.arange(image.shape[1]) - head.neck[0]) / max(float(side[0]), 1.0)
     round_it = 1.0 - 0.35 * columns.clip(-1.2, 1.2) ** 2
     blend(image, np.broadcast_to(shade * round_it[None, :, None], image.shape), mask)
@@ -59,8 +61,11 @@ def draw_front_hair(image: Pixels, head: HeadOutline, subject: Subject, stream: 
     _lay_hair(image, mask, head, subject, stream, darkness=1.0)
 
 
-def draw_clothes(image: Pixels, head: HeadOutline, stream: Generator, *, hidden: NDArray[np.bool_]) -> None:
-    """Draw a torso in front of the neck; `hidden` (H, W) are pixels of the face, which stays before it."""
+def draw_clothes(
+    image: Pixels, head: HeadOutline, stream: Generator, *, face: NDArray[np.bool_], neck: NDArray[np.bool_]
+) -> None:
+    """Draw a torso behind the face, in front of its neck; `face` (H, W) is drawn already, `neck` a part of it."""
+    hidden = face & ~neck
     width = head.width_px
     pit = head.neck + width * np.array([stream.normal(0.0, 0.08), stream.uniform(0.55, 0.78)])
     turned = stream.uniform(0.75, 1.05)
@@ -89,7 +94,7 @@ def draw_clothes(image: Pixels, head: HeadOutline, stream: Generator, *, hidden:
         fill_ellipse(opening, place([0.0, -0.05]), (0.38 * width, (0.1 + depth) * width), 0.0, 255)
         skin_like = np.zeros(image.shape[:2], np.uint8)
         fill_polygon(skin_like, place(SHOULDERS), 255)
-        blend(image, head.skin * stream.uniform(0.6, 0.95), np.where(hidden, 0, opening & skin_like).astype(np.uint8))
+        blend(image, head.skin * stream.uniform(0.6, 0.95), np.where(face, 0, opening & skin_like).astype(np.uint8))
         mask = np.where(opening > 0, mask * (1.0 - opening / 255.0), mask).astype(np.uint8)
     soft = cv2.GaussianBlur(mask, (3, 3), 0)
     blend(image, cloth, np.where(hidden, 0, soft).astype(np.uint8))

@@ -21,8 +21,8 @@ Floats = NDArray[np.floating]
 
 SHADOW_PX = 160
 SHADOW_DISTANCE_MM = 4000.0
-SHADOW_BIAS_MM = 4.0
-"""A surface shades itself only if it lies so far behind what the lamp sees; less gives stripes."""
+SHADOW_BIAS_MM, SHADOW_LIFT_MM = 3.0, 5.0
+"""A point is compared as if it lay so much nearer to the lamp, and so far above its surface; less gives stripes."""
 
 SCATTER = np.array([0.35, 0.14, 0.09])
 """How far round the corner each colour of light comes in skin; most in red."""
@@ -55,6 +55,7 @@ def lamp_light(
     triangles: Int[Tensor, "F 3"],
     *,
     positions: Float[Tensor, "B H W 3"],
+    normals: Float[Tensor, "B H W 3"],
     directions: Float[Tensor, "B 3"],
 ) -> Float[Tensor, "B H W"]:
     """1 where a lamp in the direction sees the surface at a pixel, 0 where the mesh is in between; edges are blended.
@@ -79,7 +80,8 @@ def lamp_light(
     )
     depth = depth_image(seen, triangles, camera)
     count, height, width = positions.shape[:3]
-    points = (positions.reshape(count, -1, 3) - middle) @ turn + away
+    lifted = positions + SHADOW_LIFT_MM * normals
+    points = (lifted.reshape(count, -1, 3) - middle) @ turn + away
     pixels = points[..., :2] / points[..., 2:].clamp_min(1.0) * camera.focal_px[:, None, None] + SHADOW_PX / 2.0 - 0.5
     base, share = pixels.floor(), pixels - pixels.floor()
     lit = torch.zeros_like(points[..., 2])

@@ -28,7 +28,7 @@ def draw_wear(image: Pixels, head: HeadOutline, subject: Subject, stream: Genera
     chance = stream.random()
     if chance < 0.09:
         _hat(image, head, stream)
-    elif chance < 0.12:
+    elif chance < 0.12 and abs(yaw) < 0.6:
         _headscarf(image, head, stream)
 
 

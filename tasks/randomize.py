@@ -98,8 +98,10 @@ class StrongLook:
         seen = interpolate(attributes, in_camera, triangles, ids, camera).permute(0, 2, 3, 1)
         lamps = [shot.lamp or DARK for shot in shots]
         directions = torch.from_numpy(np.stack([lamp.direction for lamp in lamps])).float()
-        lit = lamp_light(in_camera, triangles, positions=seen[..., 6:9], directions=directions).numpy()
-        normals = functional.normalize(seen[..., 3:6], dim=-1).numpy()
+        normal = functional.normalize(seen[..., 3:6], dim=-1)
+        positions = seen[..., 6:9]
+        lit = lamp_light(in_camera, triangles, positions=positions, normals=normal, directions=directions).numpy()
+        normals = normal.numpy()
         values, mask = seen.numpy(), (ids >= 0).numpy()
         image = np.zeros((*mask.shape, 3), np.uint8)
         bare, neck, front = np.zeros_like(mask), np.zeros_like(mask), np.zeros_like(mask)
@@ -155,7 +157,7 @@ class StrongLook:
         if not self.has_eyes:
             draw_openings(image, head, stream, yaw=float(shot.angles[0]))
         np.copyto(image, face, where=mask[..., None])
-        draw_clothes(image, head, stream, hidden=mask & ~faces.neck[row])
+        draw_clothes(image, head, stream, face=mask, neck=faces.neck[row])
         draw_front_hair(image, head, subject, stream)
         return image
 

@@ -31,7 +31,8 @@ def touched(image: np.ndarray) -> np.ndarray:
 def test_clothes_lie_below_the_chin_and_behind_the_face(number: int) -> None:
     image, hidden = canvas(), np.zeros((HEIGHT, SIZE), bool)
     hidden[:, : SIZE // 3] = True
-    draw_clothes(image, head_outline(size_px=SIZE), np.random.default_rng(number), hidden=hidden)
+    neck = np.zeros_like(hidden)
+    draw_clothes(image, head_outline(size_px=SIZE), np.random.default_rng(number), face=hidden, neck=neck)
     drawn = touched(image)
     assert not drawn[hidden].any()
     assert not drawn[: SIZE // 2].any()

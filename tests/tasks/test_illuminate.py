@@ -27,14 +27,17 @@ def test_a_small_plate_shades_a_large_one() -> None:
     triangles = torch.cat([wall_triangles, shade_triangles + len(wall)])
     positions = torch.tensor([[-80.0, 0.0, 1000.0], [0.0, 0.0, 1000.0], [60.0, 0.0, 1000.0], [0.0, 0.0, 940.0]])
     positions = positions.view(1, 1, 4, 3).expand(2, 1, 4, 3)
+    normals = torch.tensor([0.0, 0.0, -1.0]).expand_as(positions)
     slanted = np.array([1.0, 0.0, -1.0]) / np.sqrt(2.0)
     directions = torch.tensor(np.array([[0.0, 0.0, -1.0], slanted])).float()
-    lit = lamp_light(vertices.expand(2, -1, -1), triangles, positions=positions, directions=directions)[:, 0]
+    lit = lamp_light(
+        vertices.expand(2, -1, -1), triangles, positions=positions, normals=normals, directions=directions
+    )[:, 0]
     # From the front the shadow lies behind the plate; a lamp on the right throws it 60 mm to the left.
     np.testing.assert_allclose(lit[0], [1.0, 0.0, 1.0, 1.0], atol=0.05)
     assert lit[1, 1] > 0.95
     moved = torch.tensor([[[[-60.0, 0.0, 1000.0], [60.0, 0.0, 1000.0]]]])
-    lit = lamp_light(vertices, triangles, positions=moved, directions=directions[1:])[0, 0]
+    lit = lamp_light(vertices, triangles, positions=moved, normals=normals[:1, :, :2], directions=directions[1:])[0, 0]
     np.testing.assert_allclose(lit, [0.0, 1.0], atol=0.05)
 
 

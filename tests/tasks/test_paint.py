@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from functools import cache
 
 import numpy as np
 import pytest
@@ -55,9 +56,14 @@ def with_balls() -> MorphableModel:
     )
 
 
+@cache
+def face_model() -> MorphableModel:
+    return procedural_face(identity_modes=2)
+
+
 @pytest.fixture(scope="module")
 def layout() -> FaceLayout:
-    return FaceLayout(procedural_face(identity_modes=2))
+    return FaceLayout(face_model())
 
 
 def vertices_of(model: MorphableModel, layout: FaceLayout) -> Skin:
@@ -65,7 +71,7 @@ def vertices_of(model: MorphableModel, layout: FaceLayout) -> Skin:
 
 
 def painted(number: int, layout: FaceLayout, **changes: object) -> tuple[Skin, Painted]:
-    skin = vertices_of(procedural_face(identity_modes=2), layout)
+    skin = vertices_of(face_model(), layout)
     return skin, paint(skin, layout, subject(**changes), np.random.default_rng(number))
 
 
