@@ -31,7 +31,14 @@ from models.face.morphable import MorphableModel
 from models.landmarks.cascade import MIN_BOX_SCORE, REFINEMENTS, UNBOXED_REFINEMENTS
 from models.landmarks.detector import CONFIDENCE_SIGMA, PROVIDED_SIGMA, confidence_from_sigma
 from models.landmarks.framing import FLIP_PERMUTATION, FRAME_SCALE
-from models.landmarks.portable import FINDER_FILE, LANDMARK_FILE, export_detector, finder_settings
+from models.landmarks.portable import (
+    FINDER_FILE,
+    LANDMARK_FILE,
+    check_exported,
+    export_detector,
+    finder_settings,
+    is_exported,
+)
 from models.network_export import RECONSTRUCTOR_OUTPUTS, export_reconstructor
 from models.onnx_graph import TOLERANCE
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
@@ -119,11 +126,20 @@ def write_package(folder: Path, params: Params, workspace: Workspace, model: Mor
         checkpoint = workspace.folder("train_detector") / "checkpoint.pt"
         content = load_checkpoint(checkpoint)
         shutil.copy(checkpoint, folder / PACKAGE_FILES["detector_checkpoint"])
-        exported = export_detector(content, folder)
+        exported = _package_detector(content, checkpoint.parent, folder)
         deviations |= {Path(name).stem: deviation for name, deviation in exported.items()}
         detector = _detector_settings(content, params)
     write_json(folder / PACKAGE_FILES["settings"], _settings(params, reconstructor, detector))
     return deviations
+
+
+def _package_detector(content: dict[str, Any], trained: Path, folder: Path) -> dict[str, float]:
+    # Exporting takes half a minute, and training has done it; checkpoints of older versions come without.
+    if not is_exported(trained, with_finder="finder" in content):
+        return export_detector(content, folder)
+    for name in (LANDMARK_FILE, FINDER_FILE) if "finder" in content else (LANDMARK_FILE,):
+        shutil.copy(trained / name, folder)
+    return check_exported(content, folder)
 
 
 def fingerprint_of_test_set(workspace: Workspace, model: MorphableModel) -> str:

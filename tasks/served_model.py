@@ -186,7 +186,7 @@ def find_boxes(session: onnxruntime.InferenceSession, photo: np.ndarray, setting
     size = [max(1, round(extent * min(1.0, factor))) for extent in (width, height)]
     reduced = np.asarray(Image.fromarray(photo).resize(size, Image.Resampling.BOX), dtype=np.float32)
     stride, multiple = settings["stride"], settings["size_multiple"]
-    pixels = np.zeros((1, 3, *(max(2, -(-extent // multiple)) * multiple for extent in size[::-1])), dtype=np.float32)
+    pixels = np.full((1, 3, *(max(2, -(-extent // multiple)) * multiple for extent in size[::-1])), 0.5, np.float32)
     pixels[0, :, : size[1], : size[0]] = reduced.transpose(2, 0, 1) / 255.0
     found = session.run(["score", "offset", "log_side", "turn"], {"image": pixels})
     logit, offset, log_side, turn = (values[0].astype(np.float64) for values in found)

@@ -79,12 +79,13 @@ class CoordinateReader:
 class BoxFinder:
     """Stands in for the face finder: cells that say that boxes (centre x, y, side, angle, logit) are there."""
 
-    def __init__(self, *boxes: Sequence[float], longest_px: int = 320) -> None:
+    def __init__(self, *boxes: Sequence[float]) -> None:
         self.boxes = boxes
-        self.longest_px = longest_px
+        self.seen = np.zeros((0, 3, 0, 0))
 
     def __call__(self, pixels: np.ndarray) -> tuple[Any, Any, Any, Any]:
         """As the network; coordinates of photos that are not reduced."""
+        self.seen = pixels.copy()
         centres, scales = cell_grid(*pixels.shape[2:])
         count = len(pixels)
         score, log_side = np.full((count, len(scales)), -9.0), np.zeros((count, len(scales)))

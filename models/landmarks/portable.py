@@ -77,9 +77,28 @@ def export_detector(content: dict[str, Any], folder: Path) -> dict[str, float]:
         "mean_shape": content["mean_shape"].tolist(),
         "sigma_scale": float(content["sigma_scale"]),
     }
-    deviations = {LANDMARK_FILE: _export_landmarks(network, folder / LANDMARK_FILE, settings)}
+    _export_landmarks(network, folder / LANDMARK_FILE, settings)
     if "finder" in content:
-        deviations[FINDER_FILE] = _export_finder(load_finder(content["finder"]), folder / FINDER_FILE)
+        _export_finder(load_finder(content["finder"]), folder / FINDER_FILE)
+    return check_exported(content, folder)
+
+
+def check_exported(content: dict[str, Any], folder: Path) -> dict[str, float]:
+    """How far the graphs of a folder lie from the networks of a checkpoint's content, by file.
+
+    Raises: ValueError if one differs.
+    """
+    network = LandmarkGraph(load_network(content)).eval()
+    path = folder / LANDMARK_FILE
+    deviations = {
+        path.name: check_graph(
+            network, _crops(CHECKED_BATCH, content["input_size_px"]), path, inputs=INPUTS, outputs=network.outputs
+        )
+    }
+    if "finder" in content:
+        finder, path = FinderGraph(load_finder(content["finder"])).eval(), folder / FINDER_FILE
+        example = _photos(CHECKED_BATCH, CHECKED_SIZE)
+        deviations[path.name] = check_graph(finder, example, path, inputs=INPUTS, outputs=FINDER_OUTPUTS)
     return deviations
 
 
@@ -116,36 +135,33 @@ def finder_settings() -> dict[str, int | float]:
     return {name.lower(): getattr(face_finder, name) for name in names}
 
 
-def _export_landmarks(network: HierarchicalNetwork, path: Path, settings: dict[str, Any]) -> float:
-    size = network.input_size_px
-
-    def example(count: int) -> tuple[Tensor, ...]:
-        return (torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(count)),)
-
+def _export_landmarks(network: HierarchicalNetwork, path: Path, settings: dict[str, Any]) -> None:
     graph = LandmarkGraph(network).eval()
-    metadata = {SETTINGS: json.dumps(settings)}
-    write_graph(graph, example(EXAMPLE_BATCH), path, inputs=INPUTS, outputs=graph.outputs, metadata=metadata)
-    return check_graph(graph, example(CHECKED_BATCH), path, inputs=INPUTS, outputs=graph.outputs)
+    example = _crops(EXAMPLE_BATCH, network.input_size_px)
+    write_graph(graph, example, path, inputs=INPUTS, outputs=graph.outputs, metadata={SETTINGS: json.dumps(settings)})
 
 
-def _export_finder(network: nn.Module, path: Path) -> float:
-    def example(count: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
-        return (torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(count)),)
-
-    graph = FinderGraph(network).eval()
+def _export_finder(network: nn.Module, path: Path) -> None:
     sides = {
         axis: face_finder.SIZE_MULTIPLE * torch.export.Dim(name, min=2) for axis, name in ((2, "rows"), (3, "columns"))
     }
     write_graph(
-        graph,
-        example(EXAMPLE_BATCH, EXAMPLE_SIZE),
+        FinderGraph(network).eval(),
+        _photos(EXAMPLE_BATCH, EXAMPLE_SIZE),
         path,
         inputs=INPUTS,
         outputs=FINDER_OUTPUTS,
         metadata={SETTINGS: json.dumps({"kind": "finder", **finder_settings()})},
         dynamic={**BATCH_ONLY, **sides},
     )
-    return check_graph(graph, example(CHECKED_BATCH, CHECKED_SIZE), path, inputs=INPUTS, outputs=FINDER_OUTPUTS)
+
+
+def _crops(count: int, size_px: int) -> tuple[Tensor, ...]:
+    return _photos(count, (size_px, size_px))
+
+
+def _photos(count: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
+    return (torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(count)),)
 
 
 def _open_landmarks(path: Path, threads: int) -> tuple[CropReader, dict[str, Any]]:
