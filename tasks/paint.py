@@ -66,7 +66,7 @@ def paint(skin: Skin, layout: FaceLayout, subject: Subject, stream: Generator) -
     """Random colours of one face."""
     noise = _NoiseField(skin.place, layout, stream)
     bare = skin.weight("skin").clip(0.0, 1.0)
-    albedo = skin.albedo.astype(np.float64)
+    albedo: Floats = skin.albedo.astype(np.float64)
     # Of people, and of the white balance of whoever measured them.
     albedo = albedo ** stream.uniform(0.75, 1.3) * np.exp(stream.normal(0.0, 0.1) + stream.normal(0.0, 0.035, 3))
     albedo = _texture(albedo, skin, layout, noise, bare, stream)
@@ -140,7 +140,7 @@ def _texture(
         height = place[:, 1] - layout.brow_height
         lines = np.sin(2.0 * np.pi * (height + 2.0 * noise(REGIONS)) / stream.uniform(7.0, 12.0)).clip(0.0) ** 8
         darkness += stream.uniform(0.1, 0.3) * lines * (height > 8.0) * (x < 45.0)
-    return albedo * (1.0 - (bare * darkness.clip(0.0, 0.9))[:, None] * [0.75, 1.0, 1.0])
+    return np.asarray(albedo * (1.0 - (bare * darkness.clip(0.0, 0.9))[:, None] * [0.75, 1.0, 1.0]))
 
 
 def _brows_and_lashes(
@@ -242,7 +242,7 @@ def _mouth(albedo: Floats, skin: Skin, layout: FaceLayout, stream: Generator) ->
         albedo = albedo + inside[:, None] * (gums - albedo)
         albedo = albedo + teeth[:, None] * (tooth - albedo)
     depth = (layout.points[[61, 62, 63, 65, 66, 67], 2].mean() - skin.place[:, 2] - 4.0).clip(0.0)
-    return albedo * (1.0 - inside + inside * np.exp(-depth / stream.uniform(9.0, 18.0)))[:, None]
+    return np.asarray(albedo * (1.0 - inside + inside * np.exp(-depth / stream.uniform(9.0, 18.0)))[:, None])
 
 
 def _eyes(albedo: Floats, skin: Skin, layout: FaceLayout, noise: _NoiseField, stream: Generator) -> Floats:

@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from tasks.params import ParamsError, Section
+from tasks.params import ParamsError
+from tasks.source_params import Section
 
 CHAMPION = "champion"
 

@@ -164,8 +164,9 @@ class StrongLook:
     def _on_somebody(self, faces: Faces, row: int, head: HeadOutline, stream: np.random.Generator) -> Pixels | None:
         """The face in the place of that of a person on a real photo, if one looks the same way."""
         face, front = faces.image[row].astype(np.float32), faces.front[row]
-        possible = self.backdrops is not None and self.has_eyes
-        below = self.backdrops.draw_around(stream, head.landmarks, len(face)) if possible else None
+        if self.backdrops is None or not self.has_eyes:
+            return None
+        below = self.backdrops.draw_around(stream, head.landmarks, len(face))
         if below is None or not (front & faces.bare[row]).any():
             return None
         # Half of the way, because what light did to either skin is unknown.

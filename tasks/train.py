@@ -28,7 +28,8 @@ from models.types import PART_NAMES, Batch, FaceCoefficients, to_device
 from tasks.artifacts import Workspace, load_checkpoint, replace_folder, save_checkpoint, write_json
 from tasks.dataset import load_crops
 from tasks.face_model import load_face_model
-from tasks.params import Params, TrainingParams, TrainingSource, is_labelled
+from tasks.params import Params, TrainingParams, TrainingSource
+from tasks.source_params import is_labelled
 from tasks.tracking import track
 
 QUALITY_RATIOS = ((0.7, 1 / 2), (0.4, 1 / 3), (0.0, 1 / 4))

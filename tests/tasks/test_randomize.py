@@ -108,11 +108,11 @@ def test_backdrops_show_behind_the_face(face_model: MorphableModel) -> None:
     green[..., 1] = 230
     turn = np.linspace(0, 2 * math.pi, 68)
     backdrops = Backdrops([(green, 60 + 20 * np.stack([np.cos(turn), np.sin(turn)], 1))])
-    shown = list(synthesize(source(), face_model, seed=2, backdrops=backdrops))
+    shown = list(synthesize(source(persons=12, size_px=64), face_model, seed=3, backdrops=backdrops))
     pixels = [decode_stored(photo.content).astype(int) for photo in shown]
-    border = [np.concatenate([image[0], image[:, 0], image[:, -1]]) for image in pixels]
+    shares = [(image[..., 1] > image[..., [0, 2]].max(2) + 25).mean() for image in pixels]
     # Grey photos have no green, and drawn backgrounds come in between.
-    assert 1 <= sum(bool((edge[:, 1] > edge[:, [0, 2]].max(1) + 30).mean() > 0.3) for edge in border) <= 6
+    assert 2 <= sum(share > 0.1 for share in shares) <= 11, shares
 
 
 def test_plain_draws_are_those_of_old() -> None:
