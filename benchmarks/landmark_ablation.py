@@ -16,7 +16,8 @@ of the box around the annotated points:
 - `crop`: mean error on crops that are framed as in training, overall and by |yaw|: the network alone;
 - `photo`, `failed`: median error from whole photos without a box, and the share of photos that fail by more than 10 %
   or show no face: the whole search;
-- `ms_per_step` of training, `ms_per_crop` forward in batches, on `--threads` threads.
+- `ms_per_step` of training, `ms_per_crop` forward in batches: processor time of all `--threads` threads together, which
+  a busy machine leaves nearly as it is.
 
 DIR gets a JSON file per run, `ablation.json` and `ablation.md`, a table of means ± standard deviations over seeds. A
 run whose file is there with the same settings is not repeated, and one that was killed goes on from its last eighth.
@@ -95,14 +96,14 @@ def photo_errors(network: HierarchicalNetwork, photos: AnnotatedPhotos, *, shape
 
 @torch.inference_mode()
 def forward_milliseconds(network: HierarchicalNetwork) -> float:
-    """Median time of a crop in batches."""
+    """Median processor time of a crop in batches."""
     crops = torch.rand(FORWARD_BATCH, 3, network.input_size_px, network.input_size_px)
     crops = crops.contiguous(memory_format=torch.channels_last)
     taken = []
     for _ in range(FORWARD_REPEATS):
-        started = time.perf_counter()
+        started = time.process_time()
         network(crops)
-        taken.append(1000.0 * (time.perf_counter() - started) / FORWARD_BATCH)
+        taken.append(1000.0 * (time.process_time() - started) / FORWARD_BATCH)
     return float(np.median(taken))
 
 
