@@ -42,6 +42,9 @@ MIN_BOX_SCORE = 0.3
 SURE_SHARE = 0.5
 """Of the surest face's certainty, what the largest must reach to be the best one."""
 
+DOUBTFUL_SHARE = 0.25
+"""The same for being a face at all: on portraits, what was none beside a face had 0.01 to 0.5 of its certainty."""
+
 Boxes = Literal["auto", "finder", "windows", "opencv"]
 """Where boxes come from: `auto` is the finder, and the whole photo where it finds nothing, or windows without one."""
 
@@ -117,7 +120,7 @@ class HierarchicalDetector:
         found: list[list[Detection]] = [[] for _ in images]
         for row in np.argsort(-box_side(guesses.points), kind="stable").tolist():
             found[int(guesses.photo[row])].append(self._detection(guesses, row))
-        return found
+        return [without_doubtful(faces) for faces in found]
 
     def _finds_boxes(self) -> bool:
         return self.boxes in ("finder", "opencv") or (self.boxes == "auto" and self.finder is not None)
@@ -244,9 +247,18 @@ class HierarchicalDetector:
 
 def best_face(faces: Sequence[Detection]) -> Detection | None:
     """The largest face, unless another is more than twice as sure that it is one and where its points lie."""
-    sure = [one.face_score * float(one.confidence.mean()) for one in faces]
-    enough = SURE_SHARE * max(sure, default=0.0)
-    return next((one for one, its in zip(faces, sure, strict=True) if its >= enough), None)
+    enough = SURE_SHARE * max(map(_certainty, faces), default=0.0)
+    return next((one for one in faces if _certainty(one) >= enough), None)
+
+
+def without_doubtful(faces: list[Detection]) -> list[Detection]:
+    """The faces without those that are far less sure than the surest beside them: knees, hands, patterns."""
+    enough = DOUBTFUL_SHARE * max(map(_certainty, faces), default=0.0)
+    return [one for one in faces if _certainty(one) >= enough]
+
+
+def _certainty(face: Detection) -> float:
+    return face.face_score * float(face.confidence.mean())
 
 
 def _dense_confidence(guesses: Guesses, row: int) -> Float[np.ndarray, "D"]:

@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from models.landmarks.cascade import REFINEMENTS, HierarchicalDetector, best_face, detector_content, load_hierarchical
+from models.landmarks.cascade import (
+    REFINEMENTS,
+    HierarchicalDetector,
+    best_face,
+    detector_content,
+    load_hierarchical,
+    without_doubtful,
+)
 from models.landmarks.detector import Detection, detect_faces
 from models.landmarks.finder import FaceFinder, finder_content
 from models.landmarks.hierarchical import HierarchicalNetwork, NetworkWidths
@@ -121,6 +128,9 @@ def test_the_best_face_is_large_and_sure() -> None:
     assert best_face([doubtful, sure]) is sure
     assert best_face([fair, sure]) is fair
     assert best_face([]) is None
+    hardly = face(0.9, 0.1)
+    assert without_doubtful([hardly, fair, sure]) == [fair, sure]
+    assert without_doubtful([hardly]) == [hardly]
 
 
 class TestWithoutFinder:
