@@ -40,7 +40,6 @@ from rich.table import Table
 
 from benchmarks.landmark_evaluation.detectors import find_faces, open_detector
 from benchmarks.landmark_evaluation.photos import AnnotatedSet, crop_around, open_photos
-from tasks.landmark_pictures import worst_first, write_curves, write_sheet
 from models.landmarks.accuracy import (
     MeasuredFaces,
     accuracy_by_yaw,
@@ -55,6 +54,7 @@ from models.landmarks.accuracy import (
 from models.landmarks.detector import LandmarkDetector
 from tasks.artifacts import replace_file, write_json
 from tasks.images import ImageError
+from tasks.landmark_pictures import worst_first, write_curves, write_sheet
 
 BATCH = 16
 YAW_EDGES_DEG = "0,15,30,45,60,90"

@@ -19,13 +19,13 @@ from benchmarks.landmark_accuracy import evaluate, main, parse_edges, report, wi
 from benchmarks.landmark_evaluation import detectors
 from benchmarks.landmark_evaluation.detectors import find_faces, open_detector
 from benchmarks.landmark_evaluation.photos import crop_around, fitted_yaw, open_photos
-from tasks.landmark_pictures import worst_first, write_curves, write_sheet
 from models.face.procedural import procedural_face
 from models.landmarks.accuracy import reliability_curve
 from models.landmarks.detector import Detection
 from models.landmarks.framing import landmark_box
 from tasks.artifacts import IMAGES, SAMPLES, write_table
 from tasks.images import encode
+from tasks.landmark_pictures import worst_first, write_curves, write_sheet
 
 KEYS = {"nme68", "nme51", "fr10", "auc10", "count", "missed"}
 
