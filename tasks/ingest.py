@@ -8,6 +8,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
+import numpy as np
+from numpy.typing import NDArray
+
+from models.face.dense import dense_vertices
 from models.face.morphable import MorphableModel
 from tasks.artifacts import Workspace, replace_folder, write_json
 from tasks.backdrops import MOST_PHOTOS, Backdrops
@@ -39,10 +43,13 @@ def ingest(params: Params, workspace: Workspace) -> None:
     section, seed = params.ingest, params.project.seed
     needs_model = any(not isinstance(source, PhotosSource) and not detector_only(source) for source in section.sources)
     face_model = load_face_model(params, workspace) if needs_model else None
+    dense = None
+    if face_model is not None and section.dense_points:
+        dense, _ = dense_vertices(face_model, section.dense_points)
     with replace_folder(workspace.folder("ingest")) as folder:
         store = SampleStore(folder, shard_rows=section.shard_rows)
         for source in sorted(section.sources, key=_turn):
-            for item in _items(source, params, workspace, face_model, store):
+            for item in _items(source, params, workspace, face_model, store, dense):
                 if isinstance(item, Refusal):
                     store.refuse(item)
                 else:
@@ -93,24 +100,30 @@ def _turn(source: Source) -> int:
 
 
 def _items(
-    source: Source, params: Params, workspace: Workspace, face_model: MorphableModel | None, store: SampleStore
+    source: Source,
+    params: Params,
+    workspace: Workspace,
+    face_model: MorphableModel | None,
+    store: SampleStore,
+    dense: NDArray[np.int64] | None,
 ) -> Iterator[Candidate | Refusal]:
     section, seed = params.ingest, params.project.seed
     if isinstance(source, PhotosSource):
         yield from read_photos(source, workspace.resolve(source.path), section)
         return
     if isinstance(source, SyntheticSource) and source.face_model is not None:
-        face_model = open_face_model(source.face_model, workspace)
+        # The detector finds vertices of one model only.
+        face_model, dense = open_face_model(source.face_model, workspace), None
     assert face_model is not None, "only folders of photos do without a face model"
     if isinstance(source, ScansSource):
         yield from read_scans(source, workspace.resolve(source.path), section, mean=face_model.mean.numpy())
     elif isinstance(source, RerenderedSource):
         meshes = _training_meshes(source, section, seed, store)
-        for photo in rerender(source, face_model, meshes, seed=seed):
+        for photo in rerender(source, face_model, meshes, seed=seed, dense=dense):
             yield _candidate(photo, source.name, photo.person, labelled=True)
     else:
         backdrops = _backdrops(source, section, seed, store)
-        for photo in synthesize(source, face_model, seed=seed, backdrops=backdrops):
+        for photo in synthesize(source, face_model, seed=seed, backdrops=backdrops, dense=dense):
             person = f"{source.name}/{photo.person}"
             # Training must not see the meshes of unlabelled photos; measuring needs them, if they fit the face model.
             keep = source.labelled or split_of(person, section, seed) != "train"
@@ -130,6 +143,7 @@ def _candidate(photo: Photo, source: str, person: str, *, labelled: bool, mesh: 
         rotation=photo.rotation,
         mesh=mesh,
         mesh_id=photo.mesh_id if mesh or labelled else None,
+        dense=photo.dense,
     )
 
 

@@ -73,6 +73,7 @@ class SampleStore:
             "shard": self._shards.add(sample_id, candidate.content),
             "landmarks": _flat(candidate.landmarks),
             "rotation": _flat(candidate.rotation),
+            "dense": _flat(candidate.dense),
         }
 
     def refuse(self, refusal: Refusal) -> None:
@@ -128,7 +129,7 @@ class SampleStore:
         return {"total": _account(self._found.total(), samples, self._quarantine), "sources": by_source}
 
     def _merge(self, first: dict[str, Any], candidate: Candidate, person: str) -> None:
-        for key in ("landmarks", "rotation"):
+        for key in ("landmarks", "rotation", "dense"):
             if first[key] is None:
                 first[key] = _flat(getattr(candidate, key))
         known, other = sorted((self.person(first["person"]), self.person(person)), key=self._arrival.__getitem__)

@@ -130,6 +130,8 @@ class IngestParams(Section):
     min_image_side_px: PositiveCount = 48
     max_side_px: PositiveCount = 1024
     """Larger photos are stored reduced to this, landmarks with them."""
+    dense_points: Count = 0
+    """Further vertices of the workspace's face model with which its rendered photos are stored, for the detector."""
 
     @model_validator(mode="after")
     def _names(self) -> IngestParams:

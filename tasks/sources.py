@@ -56,6 +56,8 @@ class Candidate:
     mesh: Mesh | None = None
     mesh_id: str | None = None
     """Of a mesh that is stored already; `mesh` brings its own."""
+    dense: NDArray[np.float32] | None = None
+    """(D, 2) further vertices of the face model, in pixels of the stored photo."""
 
 
 @dataclass(frozen=True)

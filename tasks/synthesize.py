@@ -59,6 +59,8 @@ class Photo:
     neutral: NDArray[np.float32] | None
     """(V, 3) the same person without expression, where known."""
     mesh_id: str
+    dense: NDArray[np.float32] | None = None
+    """(D, 2) pixels of further vertices, where they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,17 @@ class _Job:
 
 
 def synthesize(
-    source: SyntheticSource, face_model: MorphableModel, *, seed: int, backdrops: Backdrops | None = None
+    source: SyntheticSource,
+    face_model: MorphableModel,
+    *,
+    seed: int,
+    backdrops: Backdrops | None = None,
+    dense: NDArray[np.int64] | None = None,
 ) -> Iterator[Photo]:
-    """Photos of `source.persons` random persons, person by person; `backdrops` serve strong randomisation only."""
+    """Photos of `source.persons` random persons, person by person; `backdrops` serve strong randomisation only.
+
+    `dense`: (D,) vertices whose places in the photos are wanted beside the landmarks.
+    """
 
     def jobs() -> Iterator[_Job]:
         for number in range(source.persons):
@@ -92,13 +102,18 @@ def synthesize(
                 yield _Job(f"{number:06d}-{photo}", f"{number:06d}", subject, _shot(stream, source, face_model))
 
     look = StrongLook(face_model, backdrops=backdrops) if source.randomization == "strong" else None
-    yield from _photos(jobs(), face_model, source, look)
+    yield from _photos(jobs(), face_model, source, look, dense)
 
 
 def rerender(
-    source: RerenderedSource, face_model: MorphableModel, meshes: Iterable[LabelMesh], *, seed: int
+    source: RerenderedSource,
+    face_model: MorphableModel,
+    meshes: Iterable[LabelMesh],
+    *,
+    seed: int,
+    dense: NDArray[np.int64] | None = None,
 ) -> Iterator[Photo]:
-    """`source.copies` photos of each mesh under new skin, pose, light and background."""
+    """`source.copies` photos of each mesh under new skin, pose, light and background; `dense` as in `synthesize`."""
 
     def jobs() -> Iterator[_Job]:
         for mesh in meshes:
@@ -107,7 +122,7 @@ def rerender(
                 subject = draw_subject(stream, identity_size=0, albedo_size=face_model.albedo_size)
                 yield _Job(f"{mesh.mesh_id}-{number}", mesh.person, subject, _shot(stream, source, face_model), mesh)
 
-    yield from _photos(jobs(), face_model, source)
+    yield from _photos(jobs(), face_model, source, dense=dense)
 
 
 def _shot(stream: np.random.Generator, source: SyntheticSource | RerenderedSource, face_model: MorphableModel) -> Shot:
@@ -125,8 +140,9 @@ def _photos(
     face_model: MorphableModel,
     source: SyntheticSource | RerenderedSource,
     look: StrongLook | None = None,
+    dense: NDArray[np.int64] | None = None,
 ) -> Iterator[Photo]:
-    studio = _Studio(face_model, source.size_px, look)
+    studio = _Studio(face_model, source.size_px, look, dense)
     # While one batch is drawn and encoded here, the next is rendered beside it.
     with ThreadPoolExecutor(max_workers=1) as beside:
         ahead: Future[_Exposures] | None = None
@@ -150,6 +166,7 @@ class _Exposures:
     rotation: NDArray[np.float32]
     vertices: NDArray[np.float32]
     neutral: NDArray[np.float32] | None
+    dense: NDArray[np.float32] | None
     drawn: Faces | None
     """More about the faces, with strong randomisation."""
 
@@ -157,8 +174,15 @@ class _Exposures:
 class _Studio:
     """Renders jobs in batches; with a strong look, larger than the photos will be."""
 
-    def __init__(self, face_model: MorphableModel, size_px: int, look: StrongLook | None = None) -> None:
+    def __init__(
+        self,
+        face_model: MorphableModel,
+        size_px: int,
+        look: StrongLook | None = None,
+        dense: NDArray[np.int64] | None = None,
+    ) -> None:
         self.look = look
+        self.dense = dense
         self.scale = SUPERSAMPLING if look else 1
         self.size_px = self.scale * size_px
         self.face_model = face_model
@@ -203,6 +227,7 @@ class _Studio:
             rotation=rotation.numpy(),
             vertices=vertices.numpy(),
             neutral=None if neutral is None else neutral.numpy(),
+            dense=None if self.dense is None else project(in_camera[:, self.dense], camera).numpy(),
             drawn=drawn,
         )
 
@@ -219,6 +244,7 @@ class _Studio:
                 vertices=exposures.vertices[row],
                 neutral=None if exposures.neutral is None else exposures.neutral[row],
                 mesh_id=job.mesh.mesh_id if job.mesh else f"{source}/{job.name}",
+                dense=None if exposures.dense is None else (exposures.dense[row] / self.scale).astype(np.float32),
             )
 
     def _shapes(self, jobs: Sequence[_Job]) -> tuple[Tensor, Tensor | None]:

@@ -88,6 +88,18 @@ def test_a_table_of_another_schema_names_the_stage(tmp_path: Path) -> None:
         read_table(path, SAMPLES)
 
 
+@pytest.mark.parametrize(("schema", "added"), [(SAMPLES, 1), (LANDMARKS, 2)])
+def test_a_table_from_before_dense_points_is_read_as_one_without(tmp_path: Path, schema: pa.Schema, added: int) -> None:
+    older = pa.schema(list(schema)[:-added])
+    write_table(tmp_path / "older.parquet", [{"sample_id": "a"}], older)
+    table = read_table(tmp_path / "older.parquet", schema)
+    assert table.to_pylist() == [{**dict.fromkeys(schema.names), "sample_id": "a"}]
+    # Any other column must be there.
+    write_table(tmp_path / "broken.parquet", [{"sample_id": "a"}], pa.schema(list(older)[:-1]))
+    with pytest.raises(ValueError, match=r"broken\.parquet: columns"):
+        read_table(tmp_path / "broken.parquet", schema)
+
+
 @pytest.mark.parametrize("read", [read_json, load_checkpoint, lambda path: read_table(path, IMAGES)])
 def test_a_missing_file_names_the_stage(tmp_path: Path, read) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(FileNotFoundError, match=r"missing; run the stage ingest first"):
@@ -147,6 +159,7 @@ def test_the_workspace_knows_its_stages(tmp_path: Path) -> None:
 
 def test_clean_rows_hold_what_samples_and_landmarks_hold() -> None:
     names = set(CLEAN.names)
-    assert set(SAMPLES.names) - {"landmarks"} <= names
-    assert set(LANDMARKS.names) <= names
+    assert set(SAMPLES.names) - {"landmarks", "dense"} <= names
+    assert set(LANDMARKS.names) - {"dense", "dense_confidence"} <= names
+    assert not names & {"dense", "dense_confidence"}
     assert CLEAN.field("annotation").type == SAMPLES.field("landmarks").type == pa.list_(pa.float32())

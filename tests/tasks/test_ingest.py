@@ -262,6 +262,30 @@ def test_a_source_of_another_face_model_has_no_meshes(modelled: Workspace) -> No
     assert again == {row["sample_id"] for row in rows}
 
 
+def test_rendered_photos_bring_further_vertices_of_the_own_face_model(modelled: Workspace) -> None:
+    other = {"kind": "synthetic", "name": "other", "persons": 2, "size_px": 64, "face_model": {"kind": "procedural"}}
+    sources = (*SYNTHETIC, other, photos())
+    put(modelled, {"a.png": content(picture(0))})
+    ingest(params(*sources, face_model=TINY), modelled)
+    without = samples(modelled)
+    assert {row["dense"] for row in without} == {None}
+    stored = {path.name: path.read_bytes() for path in modelled.folder("ingest").glob("images-*.parquet")}
+    ingest(params(*sources, face_model=TINY, dense_points=12), modelled)
+    rows = samples(modelled)
+    assert [{**row, "dense": None} for row in rows] == without
+    assert {path.name: path.read_bytes() for path in modelled.folder("ingest").glob("images-*.parquet")} == stored
+    for row in rows:
+        if row["source"] in ("other", "album"):
+            assert row["dense"] is None
+            continue
+        dense, points = (np.reshape(row[name], (-1, 2)) for name in ("dense", "landmarks"))
+        assert dense.shape == (12, 2)
+        # The landmarks of this face cover all of it.
+        assert (dense > points.min(0) - 4).all()
+        assert (dense < points.max(0) + 4).all()
+        assert np.ptp(dense, axis=0).max() > 10
+
+
 def test_strong_photos_before_those_of_a_source(modelled: Workspace) -> None:
     green = np.zeros((80, 80, 3), np.uint8)
     green[..., 1] = 240

@@ -68,12 +68,14 @@ def test_duplicates_merge_what_they_know(tmp_path: Path) -> None:
     store = SampleStore(tmp_path, shard_rows=10)
     store.accept(candidate(1, "anna"))
     store.accept(candidate(1, "anna", landmarks=POINTS))
-    store.accept(candidate(1, "anna", landmarks=POINTS + 1, rotation=np.ones(3, np.float32)))
+    known = {"rotation": np.ones(3, np.float32), "dense": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    store.accept(candidate(1, "anna", landmarks=POINTS + 1, **known))
     account = store.close(one_split, sources=["photos"])["total"]
     assert (account["found"], account["accepted"], account["reasons"]) == (3, 1, {"duplicate": 2})
     (row,) = read_table(tmp_path / "samples.parquet", SAMPLES).to_pylist()
     assert row["landmarks"] == POINTS.ravel().tolist()
     assert row["rotation"] == [1, 1, 1]
+    assert row["dense"] == [0, 1, 2, 3, 4, 5]
     for refused in read_table(tmp_path / "quarantine.parquet", QUARANTINE).to_pylist():
         assert refused["sample_id"] == row["sample_id"]
         assert "anna-1.png of source photos" in refused["detail"]

@@ -128,6 +128,20 @@ def test_unknown_eyes_are_drawn(face_model: MorphableModel) -> None:
     assert len(list(synthesize(source(persons=2), hollow, seed=0))) == 4
 
 
+@pytest.mark.parametrize("randomization", ["plain", "strong"])
+def test_further_vertices_are_where_the_landmarks_of_the_same_vertices_are(
+    face_model: MorphableModel, randomization: str
+) -> None:
+    vertices = face_model.landmark_vertices.numpy()
+    assert (face_model.landmark_weights.max(1).values == 1.0).all()
+    chosen = source(persons=1, randomization=randomization)
+    plain, beside = (list(synthesize(chosen, face_model, seed=5, dense=dense)) for dense in (None, vertices[10:50]))
+    for photo, other in zip(plain, beside, strict=True):
+        assert photo.dense is None
+        np.testing.assert_allclose(other.dense, photo.landmarks[10:50], atol=1e-3)
+        assert photo.content == other.content
+
+
 # rerendered
 
 
@@ -141,6 +155,8 @@ def test_rerendered_photos_show_the_same_mesh(face_model: MorphableModel, photos
     assert len({photo.content for photo in rendered}) == 6
     alone = list(rerender(again, face_model, meshes[1:], seed=0))
     assert [photo.content for photo in alone] == [photo.content for photo in rendered[3:]]
+    beside = next(rerender(again, face_model, meshes, seed=0, dense=face_model.landmark_vertices.numpy()))
+    np.testing.assert_allclose(beside.dense, rendered[0].landmarks, atol=1e-3)
 
 
 # what is drawn at random
