@@ -202,7 +202,7 @@ def draw_landmarks(photo: Pixels, faces: Sequence[Detection]) -> Pixels:
             loop = [*indices, indices[0]] if closed else list(indices)
             for start, end in pairwise(loop):
                 cv2.line(drawn, _fixed(points[start]), _fixed(points[end]), LINE, thickness, cv2.LINE_AA, SHIFT)
-        radius = max(1.5, side / 130.0)
+        radius = max(1.5, side / 100.0)
         for point, confidence in zip(points, face.confidence.tolist(), strict=True):
             colour = tuple(int(value) for value in UNSURE + confidence * (SURE - UNSURE))
             cv2.circle(drawn, _fixed(point), round(radius * 2**SHIFT), colour, cv2.FILLED, cv2.LINE_AA, SHIFT)

@@ -42,7 +42,7 @@ MIN_BOX_SCORE = 0.3
 SURE_SHARE = 0.5
 """Of the surest face's certainty, what the largest must reach to be the best one."""
 
-DOUBTFUL_SHARE = 0.25
+DOUBTFUL_SHARE = 0.4
 """The same for being a face at all: on portraits, what was none beside a face had 0.01 to 0.5 of its certainty."""
 
 Boxes = Literal["auto", "finder", "windows", "opencv"]
