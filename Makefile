@@ -16,7 +16,7 @@ export MPLBACKEND := Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run pipeline test lint format bench portraits clean
+.PHONY: help install run pipeline test lint format bench portraits landmarks clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 3
@@ -65,6 +65,17 @@ portraits: install
 	@test -f $(WORKSPACE)/params.yaml || mien workspace $(WORKSPACE) --preset portraits \
 	  --set ingest.sources.portraits.path="$(DATA)" --set face_model.path="$(FACE_MODEL)"
 	@mien run --workspace $(WORKSPACE)
+
+# Our own landmark detector for real photographs, from annotated photos and renders of two face models, in about an hour:
+#   make landmarks DATA=folder/with/photos/and/landmarks.csv FACE_MODEL=model.npz HEAD_MODEL=ict_with_eyes_and_teeth.npz
+LANDMARKS_WORKSPACE ?= workspaces/landmarks
+landmarks: install
+	@test -n "$(DATA)" && test -n "$(FACE_MODEL)" && test -n "$(HEAD_MODEL)" \
+	  || { echo "error: make landmarks DATA=folder FACE_MODEL=model.npz HEAD_MODEL=head.npz" >&2; exit 1; }
+	@test -f $(LANDMARKS_WORKSPACE)/params.yaml || mien workspace $(LANDMARKS_WORKSPACE) --preset portraits --preset landmarks \
+	  --set ingest.sources.portraits.path="$(DATA)" --set face_model.path="$(FACE_MODEL)" \
+	  --set ingest.sources.heads.face_model.path="$(HEAD_MODEL)"
+	@mien run train_detector --workspace $(LANDMARKS_WORKSPACE)
 
 clean:
 	rm -rf artifacts mlruns reconstructions .mien .dvc/cache .dvc/tmp dvc.lock

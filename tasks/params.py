@@ -52,7 +52,7 @@ class TrainDetectorParams(Section):
     learning_rate: Positive = 4e-3
     finder_steps: Count = 300
     """Of the network that finds faces in whole photos; 0 does without, and windows are searched instead."""
-    finder_learning_rate: Positive = 2e-3
+    finder_learning_rate: Positive = 1e-2
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     clip_norm: Positive = 1.0
     wing_width_px: Positive = 10.0
