@@ -26,7 +26,7 @@ CURVE_LIMIT = 0.2
 def worst_first(faces: MeasuredFaces, count: int = WORST) -> list[int]:
     """Numbers of the faces with the largest errors by box, which a turned head does not inflate; missed ones first."""
     errors = np.where(faces.hits(), face_errors(faces).box68, np.inf)
-    return np.argsort(-errors, kind="stable")[:count].tolist()
+    return [int(row) for row in np.argsort(-errors, kind="stable")[:count]]
 
 
 def write_sheet(path: Path, faces: MeasuredFaces, names: Sequence[str], read: Callable[[int], Pixels]) -> None:
@@ -79,7 +79,8 @@ def write_curves(path: Path, faces: MeasuredFaces, reliability: Sequence[Reliabi
         axes.grid(linewidth=0.3, color="#cccccc")
         axes.spines[["top", "right"]].set_visible(False)
     picture = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(picture)
+    FigureCanvasAgg(figure)
+    figure.savefig(picture, format="png")
     with replace_file(path) as temporary:
         temporary.write_bytes(picture.getvalue())
 
@@ -99,7 +100,10 @@ def _cell(image: Pixels, annotated: np.ndarray, found: np.ndarray) -> Pixels:
     shifted = matrix.copy()
     shifted[:, 2] += 0.5 * scale - 0.5
     method = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
-    cell = cv2.warpAffine(image, shifted, (CELL_PX, CELL_PX), flags=method, borderValue=(200, 200, 200))
+    grey = (200, 200, 200)
+    cell: Pixels = np.asarray(
+        cv2.warpAffine(image, shifted, (CELL_PX, CELL_PX), flags=method, borderValue=grey), np.uint8
+    )
 
     def in_cell(points: np.ndarray) -> np.ndarray:
         return np.rint((points * scale + matrix[:, 2] - 0.5) * 16).astype(np.int32)
@@ -111,4 +115,4 @@ def _cell(image: Pixels, annotated: np.ndarray, found: np.ndarray) -> Pixels:
             cv2.line(cell, (x, y), end, (255, 220, 60), 1, cv2.LINE_AA, 4)
             cv2.circle(cell, end, 2 * 16, FOUND, -1, cv2.LINE_AA, 4)
         cv2.circle(cell, (x, y), 2 * 16, ANNOTATED, -1, cv2.LINE_AA, 4)
-    return np.asarray(cell, np.uint8)
+    return cell

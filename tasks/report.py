@@ -89,8 +89,8 @@ def write_report(
     }
     drawn |= {f"curve_{stage}": charts.training_curves(workspace.folder(stage) / "curve.csv") for stage in CURVES}
     for name in ("landmarks_worst", "landmarks_accuracy"):
-        picture = folder / "pictures" / f"{name}.png"
-        drawn[name] = picture.read_bytes() if picture.exists() else None
+        shown = folder / "pictures" / f"{name}.png"
+        drawn[name] = shown.read_bytes() if shown.exists() else None
     balance = workspace.folder("train_detector") / "balance.png"
     drawn["pose_balance"] = balance.read_bytes() if balance.exists() else None
     images |= {name: content for name, content in drawn.items() if content is not None}

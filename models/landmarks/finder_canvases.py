@@ -231,7 +231,8 @@ class CanvasComposer:
             image = cv2.resize(small, size, interpolation=cv2.INTER_LINEAR)
         if random.random() < settings.compressed_share:
             quality = [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(20, 80))]
-            image = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+            decoded = cv2.imdecode(cv2.imencode(".jpg", image, quality)[1], cv2.IMREAD_COLOR)
+            image = np.asarray(decoded, np.uint8)
         if random.random() < settings.noise_share:
             noise = random.standard_normal(image.shape, np.float32) * random.uniform(2.0, 14.0)
             image = np.clip(image + noise, 0.0, 255.0).astype(np.uint8)
