@@ -103,7 +103,7 @@ def dense_error(detections: Sequence[Detection], photos: AnnotatedPhotos) -> flo
     rows = np.flatnonzero(np.isfinite(photos.dense).all((1, 2)))
     if not len(rows):
         return None
-    found = np.array([detections[row].dense for row in rows])
+    found = np.array([detections[row].dense for row in rows.tolist()])
     return float(normalized_error(found, photos.dense[rows], box_of=photos.points[rows]).mean())
 
 
