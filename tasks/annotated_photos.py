@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from models.face.camera import angles_from_rotation
@@ -39,11 +41,14 @@ class AnnotatedPhotos:
     yaw_deg: np.ndarray
     convention: np.ndarray
     """(N,) whose points: 0 the workspace's face model's, 1 annotated on the photo, 2 and up other face models'."""
+    dense: np.ndarray | None = None
+    """(N, D, 2) further vertices of the workspace's face model, pixels, NaN where unknown; None if unknown of all."""
 
     def take(self, rows: np.ndarray) -> AnnotatedPhotos:
         """The photos of those rows."""
         images = [self.images[row] for row in rows]
-        return AnnotatedPhotos(images, self.points[rows], self.yaw_deg[rows], self.convention[rows])
+        dense = None if self.dense is None else self.dense[rows]
+        return AnnotatedPhotos(images, self.points[rows], self.yaw_deg[rows], self.convention[rows], dense)
 
     def some(self, count: int, *, seed: int) -> AnnotatedPhotos:
         """At most so many of them, drawn at random."""
@@ -63,9 +68,15 @@ def load_annotated(
     Photos of the sources in `without` are left out.
     `size_px`: keep only the neighbourhood of each face, reduced so that its box is no larger than this.
     """
-    rows = read_table(workspace.folder("ingest") / "samples.parquet", SAMPLES).to_pylist()
-    rows = [row for row in rows if row["split"] == split and row["landmarks"] is not None]
-    rows = [row for row in rows if row["source"] not in without]
+    table = read_table(workspace.folder("ingest") / "samples.parquet", SAMPLES)
+    every = table.drop_columns(["dense"]).to_pylist()
+    chosen = [
+        place
+        for place, row in enumerate(every)
+        if row["split"] == split and row["landmarks"] is not None and row["source"] not in without
+    ]
+    rows = [every[place] for place in chosen]
+    dense = _dense_points(table["dense"].take(pa.array(chosen, pa.int64())))
     points = np.array([row["landmarks"] for row in rows], np.float32).reshape(-1, 68, 2)
     pixels = read_images(workspace, [row["sample_id"] for row in rows])
     images = [pixels.pop(row["sample_id"]) for row in rows]
@@ -80,14 +91,29 @@ def load_annotated(
         angles = head_angles(annotated, confidence=torch.ones(annotated.shape[:2]), mean_points=model.landmark_mean)
         yaw[~known] = angles[:, 0].numpy()
     if size_px is not None:
-        reduced = [neighbourhood(image, face, size_px=size_px) for image, face in zip(images, points, strict=True)]
+        carried = points if dense is None else np.concatenate([points, dense], 1)
+        reduced = [neighbourhood(image, face, size_px=size_px) for image, face in zip(images, carried, strict=True)]
         images = [image for image, _ in reduced]
-        points = np.array([face for _, face in reduced], np.float32).reshape(-1, 68, 2)
+        moved = np.array([face for _, face in reduced], np.float32).reshape(carried.shape)
+        points, dense = moved[:, :68], None if dense is None else moved[:, 68:]
     of_source = _conventions(params, workspace)
     convention = np.array(
         [of_source.get(row["source"], 0) if one else ANNOTATED for row, one in zip(rows, known, strict=True)]
     )
-    return AnnotatedPhotos(images, points, yaw, convention.astype(np.int64))
+    return AnnotatedPhotos(images, points, yaw, convention.astype(np.int64), dense)
+
+
+def _dense_points(column: pa.ChunkedArray) -> np.ndarray | None:
+    """Dense points (N, D, 2) of rows of samples, NaN where a row has none; None where no row has any."""
+    known = np.flatnonzero(column.is_valid().to_numpy())
+    if not len(known):
+        return None
+    lengths = pc.unique(pc.list_value_length(column.drop_null())).to_pylist()
+    if len(lengths) > 1 or lengths[0] % 2:
+        raise ValueError(f"samples.parquet: dense points of {lengths} numbers, expected as many each; run ingest again")
+    dense = np.full((len(column), lengths[0] // 2, 2), np.nan, np.float32)
+    dense[known] = pc.list_flatten(column).to_numpy().reshape(-1, lengths[0] // 2, 2)
+    return dense
 
 
 def _conventions(params: Params, workspace: Workspace) -> dict[str, int]:
@@ -120,9 +146,12 @@ def unit_shape(points: np.ndarray) -> np.ndarray:
 
 
 def neighbourhood(image: np.ndarray, points: np.ndarray, *, size_px: int) -> tuple[np.ndarray, np.ndarray]:
-    """The part of a photo that training crops can reach, reduced so that the face's box is at most `size_px` large."""
-    face = float(box_side(points[None])[0])
-    box = landmark_box(points[None])[0]
+    """The part of a photo that training crops can reach, reduced so that the face's box is at most `size_px` large.
+
+    `points`: the face's 68, and after them any others that go with the photo.
+    """
+    face = float(box_side(points[None, :68])[0])
+    box = landmark_box(points[None, :68])[0]
     centre, reach = (box[:2] + box[2:]) / 2.0, face * NEIGHBOURHOOD / 2.0
     low = np.maximum(np.floor(centre - reach), 0).astype(int)
     high = np.minimum(np.ceil(centre + reach), image.shape[1::-1]).astype(int)

@@ -23,12 +23,12 @@ from tasks.artifacts import (
     write_json,
     write_table,
 )
+from tasks.detector_errors import normalized_error
 from tasks.face_model import load_face_model
 from tasks.images import read_images
 from tasks.params import Params
 from tasks.source_params import detector_only
 from tasks.tracking import track
-from tasks.detector_errors import normalized_error
 
 Row = dict[str, Any]
 
@@ -81,8 +81,8 @@ def detect_shard(
     params: Params, workspace: Workspace, shard: str, detector: LandmarkDetector | None = None
 ) -> DetectedShard:
     """Landmarks of the photos of one shard; the flow maps it, so it opens its own detector where none is given."""
-    table = read_table(workspace.folder("ingest") / "samples.parquet", SAMPLES).to_pylist()
-    stored = [row for row in table if row["shard"] == shard]
+    table = read_table(workspace.folder("ingest") / "samples.parquet", SAMPLES).drop_columns(["dense"])
+    stored = [row for row in table.to_pylist() if row["shard"] == shard]
     apart = {source.name for source in params.ingest.sources if detector_only(source)}
     samples = [row for row in stored if row["source"] not in apart]
     if not samples:
@@ -163,7 +163,13 @@ def _row(sample_id: str, detection: Detection, angles: np.ndarray) -> Row:
         "yaw_deg": float(angles[0]),
         "pitch_deg": float(angles[1]),
         "roll_deg": float(angles[2]),
+        "dense": _flat(detection.dense),
+        "dense_confidence": _flat(detection.dense_confidence),
     }
+
+
+def _flat(values: np.ndarray | None) -> list[float] | None:
+    return None if values is None else np.asarray(values, np.float32).ravel().tolist()
 
 
 def _refused(row: Row, *, provided: bool, threshold: float) -> Row:

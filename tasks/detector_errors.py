@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -52,6 +53,9 @@ def measure_detector(
         "validation_missed": float((nme >= MISSED_NME).mean()),
         "sigma_scale": scale,
     }
+    dense_nme = dense_error(detections, photos.take(np.array(hits)))
+    if dense_nme is not None:
+        numbers["validation_dense_nme"] = dense_nme
     for name, rows in (("small", ~large), ("large", large)):
         if rows.any():
             numbers[f"validation_nme_{name}"] = float(nme[rows].mean())
@@ -89,12 +93,29 @@ def _found_faces(
     )
 
 
+def dense_error(detections: Sequence[Detection], photos: AnnotatedPhotos) -> float | None:
+    """Mean distance of the dense points of those photos whose are known, divided as those of the landmarks are.
+
+    None where none are known, or the detector finds none.
+    """
+    if photos.dense is None or any(one.dense is None for one in detections):
+        return None
+    rows = np.flatnonzero(np.isfinite(photos.dense).all((1, 2)))
+    if not len(rows):
+        return None
+    found = np.array([detections[row].dense for row in rows.tolist()])
+    return float(normalized_error(found, photos.dense[rows], box_of=photos.points[rows]).mean())
+
+
 def expected_errors(detections: list[Detection]) -> np.ndarray:
     """What the detector expected of each point, (N, 68) larger sides of the points' boxes."""
     return CONFIDENCE_SIGMA * np.sqrt(1.0 / np.array([one.confidence for one in detections]) - 1.0)
 
 
-def normalized_error(detected: np.ndarray, annotated: np.ndarray) -> np.ndarray:
-    """Mean distance of each face's points as a fraction of the square root of its annotated box's area."""
-    size = np.sqrt(np.ptp(annotated, axis=1).prod(1))
+def normalized_error(detected: np.ndarray, annotated: np.ndarray, *, box_of: np.ndarray | None = None) -> np.ndarray:
+    """Mean distance of each face's points as a fraction of the square root of its annotated box's area.
+
+    `box_of`: points (N, 68, 2) whose box it is; default the annotated ones themselves.
+    """
+    size = np.sqrt(np.ptp(annotated if box_of is None else box_of, axis=1).prod(1))
     return np.asarray(np.linalg.norm(detected - annotated, axis=2).mean(1) / np.maximum(size, 1e-6))

@@ -20,6 +20,7 @@ from models.landmarks.learning import (
     LandmarkSamples,
     ObjectiveSettings,
     coordinate_modes,
+    dense_modes,
 )
 from models.landmarks.pose_balance import BalancedPoses, balance_poses
 from models.training.loop import LoopResult, LoopSettings, StepLoss, build_fabric, train
@@ -54,6 +55,12 @@ def train_landmarks(
 ) -> tuple[AveragedNetwork[HierarchicalNetwork], LoopResult]:
     """Train the network that places points; `identity` tells the samples from others when a killed run goes on."""
     section, seed = params.train_detector, params.project.seed
+    dense_points, modes_of_dense = 0, None
+    if samples.dense is not None:
+        dense_points = samples.dense.shape[1]
+        modes_of_dense = dense_modes(samples, size_px=section.input_size_px, generator=np.random.default_rng(seed))
+        # The photos are the same with and without dense points, the network is not.
+        identity = f"{identity} with {dense_points} dense points"
     torch.manual_seed(seed)
     network = HierarchicalNetwork(
         section.input_size_px,
@@ -61,6 +68,8 @@ def train_landmarks(
         modes=coordinate_modes(samples, size_px=section.input_size_px, generator=np.random.default_rng(seed)),
         attention=section.attention,
         conventions=1 if samples.convention is None else max(1, int(samples.convention.max())),
+        dense_points=dense_points,
+        dense_modes=modes_of_dense,
     )
     objective = LandmarkObjective(
         samples,

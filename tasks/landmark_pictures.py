@@ -106,7 +106,7 @@ def _cell(image: Pixels, annotated: np.ndarray, found: np.ndarray) -> Pixels:
     )
 
     def in_cell(points: np.ndarray) -> np.ndarray:
-        return np.rint((points * scale + matrix[:, 2] - 0.5) * 16).astype(np.int32)
+        return np.asarray(np.rint((points * scale + matrix[:, 2] - 0.5) * 16), np.int32)
 
     truth, guess = in_cell(annotated), in_cell(np.clip(found, -1e4, 1e4)) if hit else None
     for number, (x, y) in enumerate(truth.tolist()):

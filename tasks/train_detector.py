@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from models.face.dense import dense_vertices
+from models.face.morphable import MorphableModel
 from models.landmarks.cascade import HierarchicalDetector, detector_content
 from models.landmarks.detector import PROVIDED_SIGMA
 from models.landmarks.error_model import DetectorErrors, independent_errors
@@ -64,6 +66,8 @@ def train_detector(params: Params, workspace: Workspace) -> None:
         shape,
         convention=training.convention,
         weight=annotation_trust(training, face_model) if (training.convention == ANNOTATED).any() else None,
+        dense=training.dense,
+        dense_mirror=None if training.dense is None else _dense_mirror(params, face_model, training.dense.shape[1]),
     )
     identity = hashlib.sha256("".join(table["sample_id"].to_pylist()).encode()).hexdigest()
     with (
@@ -116,6 +120,17 @@ def train_detector(params: Params, workspace: Workspace) -> None:
         run.curve(curve)
         run.metrics({key: value for key, value in numbers.items() if isinstance(value, int | float)})
     forget_progress(workspace)
+
+
+def _dense_mirror(params: Params, face_model: MorphableModel, count: int) -> np.ndarray:
+    """Mirror images of the vertices that `ingest` stored the photos with."""
+    _, mirror = dense_vertices(face_model, params.ingest.dense_points)
+    if len(mirror) != count:
+        raise ValueError(
+            f"samples.parquet: {count} dense points per photo, expected {len(mirror)} as ingest.dense_points says; "
+            "run ingest again"
+        )
+    return mirror
 
 
 def _skip(params: Params, workspace: Workspace) -> None:

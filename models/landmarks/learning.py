@@ -23,6 +23,7 @@ from models.landmarks.augment import (
     wide_noise,
 )
 from models.landmarks.framing import FLIP_PERMUTATION, frame_affine
+from models.landmarks.heads import MAX_DENSE_MODES
 from models.landmarks.hierarchical import LandmarkOutput
 from models.losses.landmarks import error_likelihood, presence_loss, wing_loss
 
@@ -265,14 +266,56 @@ def coordinate_modes(
 
     Each direction is as long as the points' standard deviation along it, but at least `MODE_FLOOR`.
     """
-    augmentation = augmentation or Augmentation()
     which = generator.integers(0, len(samples.points), MODE_CROPS)
-    flip = generator.random(MODE_CROPS) < 0.5
-    centre, side, angle = tight_noise(samples.points[which], samples.mean_shape, augmentation, generator)
-    tight = points_in_frames(samples.points[which], frame_affine(centre, side, angle, size_px=size_px, flip=flip), flip)
-    centre, side, angle = wide_noise(samples.points[which], augmentation, generator)
-    wide = points_in_frames(samples.points[which], frame_affine(centre, side, angle, size_px=size_px, flip=flip), flip)
-    offsets = (np.concatenate([tight, wide]) / size_px - 0.5).reshape(2 * MODE_CROPS, -1)
+    return _principal_modes(samples, which, samples.points, FLIP_PERMUTATION, size_px, generator, augmentation)
+
+
+def dense_modes(
+    samples: LandmarkSamples,
+    *,
+    size_px: int,
+    generator: np.random.Generator,
+    augmentation: Augmentation | None = None,
+) -> tuple[Float[Tensor, "E"], Float[Tensor, "M E"]]:
+    """The same of the dense points, E = 2D, of those photos whose are known; the M longest directions only.
+
+    Raises: ValueError if no photo has dense points.
+    """
+    if samples.dense is None or samples.dense_mirror is None:
+        raise ValueError("landmark samples: no dense points, expected some and their mirror images")
+    known = np.flatnonzero(np.isfinite(samples.dense).all((1, 2)))
+    if not len(known):
+        raise ValueError("landmark samples: dense points of no photo are known, expected those of one at least")
+    which = known[generator.integers(0, len(known), MODE_CROPS)]
+    mean, directions = _principal_modes(
+        samples, which, samples.dense, samples.dense_mirror, size_px, generator, augmentation
+    )
+    return mean, directions[:MAX_DENSE_MODES]
+
+
+def _principal_modes(
+    samples: LandmarkSamples,
+    which: Int[np.ndarray, "N"],
+    points: Float[np.ndarray, "M L 2"],
+    mirror: Int[np.ndarray, "L"],
+    size_px: int,
+    generator: np.random.Generator,
+    augmentation: Augmentation | None,
+) -> tuple[Float[Tensor, "E"], Float[Tensor, "K E"]]:
+    """Mean and directions of points of the faces `which`, in crops that are framed by their landmarks."""
+    augmentation = augmentation or Augmentation()
+    flip = generator.random(len(which)) < 0.5
+    frames = (
+        tight_noise(samples.points[which], samples.mean_shape, augmentation, generator),
+        wide_noise(samples.points[which], augmentation, generator),
+    )
+    inside = [
+        points_in_frames(
+            points[which], frame_affine(centre, side, angle, size_px=size_px, flip=flip), flip, mirror=mirror
+        )
+        for centre, side, angle in frames
+    ]
+    offsets = (np.concatenate(inside) / size_px - 0.5).reshape(2 * len(which), -1)
     mean = offsets.mean(0)
     _, singular, directions = np.linalg.svd(offsets - mean, full_matrices=False)
     length = np.maximum(singular / np.sqrt(len(offsets)), MODE_FLOOR)

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from tasks import train_detector as stage
 from tasks.annotated_photos import neighbourhood
 from tasks.artifacts import IMAGES, LANDMARKS, QUARANTINE, SAMPLES, Workspace, read_json, read_table, write_table
 from tasks.detect import detect_landmarks, detect_shard, merge, shards
@@ -25,13 +26,15 @@ TRAINING = {
 }
 
 
-def make_params(detector: str, **section: Any) -> Params:
+def make_params(
+    detector: str, *, ingest: dict[str, Any] | None = None, min_face_score: float = 0.5, **section: Any
+) -> Params:
     return parse_params(
         {
             "project": {"precision": "32-true"},
-            "ingest": {"sources": [{"kind": "synthetic", "name": "photos", "persons": 3}]},
-            "train_detector": {"input_size_px": 64, "epochs": 2, "batch_size": 8, **section},
-            "detect_landmarks": {"detector": detector},
+            "ingest": {"sources": [{"kind": "synthetic", "name": "photos", "persons": 3}], **(ingest or {})},
+            "train_detector": {"input_size_px": 64, "epochs": 2, "batch_size": 8, "finder_steps": 4, **section},
+            "detect_landmarks": {"detector": detector, "min_face_score": min_face_score},
             **{f"train_{stage}": TRAINING for stage in ("self_supervised", "supervised", "fused")},
         }
     )
@@ -42,8 +45,11 @@ def ellipse_points(centre: Sequence[float], side: float) -> np.ndarray:
     return np.array(centre) + 0.5 * side * np.stack([0.8 * np.cos(turn), np.sin(turn)], 1)
 
 
-def write_ingest(workspace: Workspace, count: int, *, annotated: int) -> None:
-    """Photos of an ellipse each; the first ones are annotated, every fifth is for validation."""
+def write_ingest(workspace: Workspace, count: int, *, annotated: int, dense: int = 0) -> None:
+    """Photos of an ellipse each; the first ones are annotated, every fifth is for validation.
+
+    `dense`: so many further points of every second annotated photo.
+    """
     random = np.random.default_rng(0)
     samples, images = [], []
     for number in range(count):
@@ -66,6 +72,7 @@ def write_ingest(workspace: Workspace, count: int, *, annotated: int) -> None:
                 "shard": f"images-{number % 2:05d}.parquet",
                 "landmarks": points.ravel().tolist() if known else None,
                 "rotation": [0.0, random.uniform(-1.3, 1.3), 0.0] if known else None,
+                "dense": points[:dense].ravel().tolist() if dense and known and number % 2 else None,
             }
         )
         images.append({"sample_id": f"sample{number:03d}", "image": encode(image)})
@@ -88,6 +95,8 @@ class TestTrainDetector:
         folder = workspace.folder("train_detector")
         assert {path.name for path in folder.iterdir()} == {
             "checkpoint.pt",
+            "landmarks.onnx",
+            "finder.onnx",
             "noise.npz",
             "balance.csv",
             "balance.png",
@@ -106,10 +115,47 @@ class TestTrainDetector:
         assert metrics["imbalance_after"] <= params.train_detector.balance_tolerance
         # 48 photos twice in steps of 8.
         assert metrics["steps"] == 12
-        assert not any(workspace.progress("train_detector").glob("*"))
+        assert "validation_dense_nme" not in metrics
+        # What a killed run goes on from; its folders may stay.
+        assert not any(path.is_file() for path in workspace.progress("train_detector").rglob("*"))
         detect_landmarks(params, workspace)
         summary = read_json(workspace.folder("detect_landmarks") / "summary.json")
         assert summary["photos"] == summary["found"] + summary["quarantined"] == 60
+        for row in read_table(workspace.folder("detect_landmarks") / "landmarks.parquet", LANDMARKS).to_pylist():
+            assert row["dense"] is row["dense_confidence"] is None
+
+    def test_dense_points_reach_the_table_of_landmarks(
+        self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        # What is exported has tests of its own.
+        monkeypatch.setattr(stage, "export_detector", lambda content, folder: {})
+        write_ingest(workspace, 50, annotated=50, dense=8)
+        params = make_params("hierarchical", ingest={"dense_points": 8}, finder_steps=0, min_face_score=0.0)
+        train_detector(params, workspace)
+        metrics = read_json(workspace.folder("train_detector") / "metrics.json")
+        detect_landmarks(params, workspace)
+        rows = read_table(workspace.folder("detect_landmarks") / "landmarks.parquet", LANDMARKS).to_pylist()
+        assert len(rows) == 50
+        for row in rows:
+            assert len(row["dense"]) == 16
+            assert len(row["dense_confidence"]) == 8
+            assert 0.0 < min(row["dense_confidence"]) <= max(row["dense_confidence"]) < 1.0
+        found = {row["sample_id"]: row["dense"] for row in rows}
+        errors = [
+            normalized_error(
+                *(np.reshape(one, (1, 8, 2)) for one in (found[row["sample_id"]], row["dense"])), box_of=box
+            )
+            for row in samples(workspace)
+            if row["dense"] and row["split"] == "validation"
+            for box in (np.reshape(row["landmarks"], (1, 68, 2)),)
+        ]
+        assert len(errors) == 5
+        assert metrics["validation_dense_nme"] == pytest.approx(np.mean(errors), rel=1e-3)
+
+    def test_dense_points_of_another_number_are_refused(self, workspace: Workspace) -> None:
+        write_ingest(workspace, 40, annotated=40, dense=9)
+        with pytest.raises(ValueError, match=r"9 dense points per photo, expected 8 as ingest.dense_points says; run"):
+            train_detector(make_params("hierarchical", ingest={"dense_points": 8}), workspace)
 
     def test_too_few_annotations(self, workspace: Workspace) -> None:
         write_ingest(workspace, 40, annotated=20)

@@ -20,6 +20,7 @@ from models.landmarks.learning import (
     ObjectiveSettings,
     coordinate_modes,
     copy_distance,
+    dense_modes,
 )
 from models.training.loop import LoopSettings, build_fabric, train
 
@@ -216,3 +217,106 @@ def test_trust_scales_the_error(drawn_faces: LandmarkSamples) -> None:
         network = start(drawn_faces).train()
         losses.append(float(objective(network, generator)[0].detach()))
     assert losses[1] == pytest.approx(0.5 * losses[0], rel=1e-4)
+
+
+DENSE_MIRROR = np.arange(15, -1, -1)
+
+
+def halfway(points: np.ndarray) -> np.ndarray:
+    """Points between neighbours of the jaw (N, 16, 2)."""
+    return (points[:, :16] + points[:, 1:17]) / 2.0
+
+
+@pytest.fixture
+def dense_faces(drawn_faces: LandmarkSamples) -> LandmarkSamples:
+    """Two thirds of the drawings with dense points."""
+    dense = halfway(drawn_faces.points)
+    dense[::3] = np.nan
+    return replace(drawn_faces, dense=dense, dense_mirror=DENSE_MIRROR)
+
+
+ROWS = np.stack([np.repeat(np.arange(24), 2), np.tile([0, 1], 24)], 1)
+
+
+class TestDensePoints:
+    def test_they_follow_the_crops_and_change_nothing_else(
+        self, drawn_faces: LandmarkSamples, dense_faces: LandmarkSamples
+    ) -> None:
+        batches = [
+            LandmarkObjective(samples, ROWS, settings=ObjectiveSettings(batch_size=16), size_px=SIZE)._batch(
+                np.random.default_rng(2)
+            )
+            for samples in (drawn_faces, dense_faces)
+        ]
+        assert batches[0].dense is None
+        assert torch.equal(batches[0].images, batches[1].images)
+        assert torch.equal(batches[0].points, batches[1].points)
+        dense, expected = batches[1].dense, torch.from_numpy(halfway(batches[1].points.numpy()))
+        assert dense is not None
+        known = dense.isfinite().all(2).all(1)
+        assert 0 < int(known.sum()) < len(known)
+        torch.testing.assert_close(dense[known], expected[known], atol=1e-3, rtol=0)
+
+    def test_the_rest_of_the_network_starts_the_same(self, dense_faces: LandmarkSamples) -> None:
+        modes = dense_modes(dense_faces, size_px=SIZE, generator=np.random.default_rng(0))
+        torch.manual_seed(3)
+        without = HierarchicalNetwork(SIZE, widths=SMALL).state_dict()
+        torch.manual_seed(3)
+        network = HierarchicalNetwork(SIZE, widths=SMALL, dense_points=16, dense_modes=modes).state_dict()
+        assert {name for name in network if name not in without} == {
+            f"dense_head.{name}"
+            for name in ("mean", "directions", *(f"{layer}.{kind}" for layer in LAYERS for kind in ("weight", "bias")))
+        }
+        for name, weight in without.items():
+            assert torch.equal(weight, network[name]), name
+
+    def test_modes_come_from_those_that_are_known(self, dense_faces: LandmarkSamples) -> None:
+        mean, modes = dense_modes(dense_faces, size_px=SIZE, generator=np.random.default_rng(0))
+        assert mean.shape == (32,)
+        assert modes.shape == (32, 32)
+        assert bool(mean.isfinite().all() and modes.isfinite().all())
+        # The jaw hangs below the middle of the crop, level on both sides, since half of the crops are mirrored.
+        middle = mean.unflatten(0, (16, 2))
+        torch.testing.assert_close(middle, middle.flip(0) * torch.tensor([-1.0, 1.0]), atol=0.02, rtol=0)
+        assert middle[7:9, 1].min() > 0.15
+
+    def test_at_most_so_many_modes(self, drawn_faces: LandmarkSamples) -> None:
+        many = np.tile(drawn_faces.points, (1, 2, 1))
+        samples = replace(drawn_faces, dense=many, dense_mirror=np.arange(136))
+        mean, modes = dense_modes(samples, size_px=SIZE, generator=np.random.default_rng(0))
+        assert (len(mean), tuple(modes.shape)) == (272, (160, 272))
+        assert HierarchicalNetwork(SIZE, widths=SMALL, dense_points=136, dense_modes=(mean, modes)).dense_points == 136
+
+    def test_nothing_known(self, drawn_faces: LandmarkSamples) -> None:
+        generator = np.random.default_rng(0)
+        with pytest.raises(ValueError, match="no dense points"):
+            dense_modes(drawn_faces, size_px=SIZE, generator=generator)
+        unknown = replace(drawn_faces, dense=np.full((24, 16, 2), np.nan), dense_mirror=DENSE_MIRROR)
+        with pytest.raises(ValueError, match="of no photo are known"):
+            dense_modes(unknown, size_px=SIZE, generator=generator)
+
+    def test_a_few_steps_bring_them_closer(self, dense_faces: LandmarkSamples, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        modes = [make(dense_faces, size_px=SIZE, generator=np.random.default_rng(0)) for make in MODES]
+        network = HierarchicalNetwork(SIZE, widths=SMALL, modes=modes[0], dense_points=16, dense_modes=modes[1])
+        averaged = AveragedNetwork(network, decay=0.9)
+        errors = [dense_error(averaged.average, dense_faces)]
+        fit(dense_faces, averaged, steps=60, progress=tmp_path)
+        errors.append(dense_error(averaged.average, dense_faces))
+        # Those whose dense points were never shown find theirs as well.
+        assert errors[1] < 0.6 * errors[0]
+
+
+LAYERS = ("coefficients", "log_sigma")
+MODES = (coordinate_modes, dense_modes)
+
+
+@torch.no_grad()
+def dense_error(network: HierarchicalNetwork, samples: LandmarkSamples) -> float:
+    """Mean distance in tight crops of those faces that have no dense points in training, in pixels."""
+    every = replace(samples, dense=None)
+    rows = np.stack([np.arange(0, 24, 3), np.arange(8) % 2], 1)
+    objective = LandmarkObjective(every, rows, settings=ObjectiveSettings(batch_size=8), size_px=SIZE)
+    batch = objective._batch(np.random.default_rng(5))
+    found = network.eval()(batch.images[:8]).dense
+    return float((found - torch.from_numpy(halfway(batch.points[:8].numpy()))).norm(dim=2).mean())
