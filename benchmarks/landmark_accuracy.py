@@ -62,7 +62,7 @@ SEED = 0
 
 
 class Convention(StrEnum):
-    ANNOTATED, MODEL = "annotated", "model"
+    ANNOTATED, HANDMADE, MODEL = "annotated", "handmade", "model"
 
 
 class Boxes(StrEnum):
@@ -255,7 +255,9 @@ def main(
     split = split or (Split.TEST if (folder / "samples.parquet").is_file() else Split.ALL)
     try:
         edges = parse_edges(yaw_bins)
-        photos = open_photos(folder, split=split, every=every, labels=labels, source=source)
+        photos = open_photos(
+            folder, split=split, every=every, labels=labels, source=source, handmade=convention is Convention.HANDMADE
+        )
         convention = convention or (Convention.MODEL if photos.rendered else Convention.ANNOTATED)
         opened = open_detector(
             detector,

@@ -19,8 +19,7 @@ from scipy.spatial import ConvexHull, QhullError
 from models.face.camera import crop_camera, rotation_from_angles, to_camera_space
 from models.face.morphable import MorphableModel
 from models.rendering.visibility import visible_vertices
-
-JAW_POINTS = 17
+from models.types import JAW_COUNT
 
 OUTSIDE = ("skin", "lips", "brows")
 """Parts that the region may hold, as far as a model tells its parts."""
@@ -93,7 +92,7 @@ def face_region(model: MorphableModel) -> FaceRegion:
         level=np.searchsorted(vertices, ends[level]),
         weight=weight[level],
         right=crossing[level, 0] <= right,
-        jaw=np.flatnonzero(landmarks[:JAW_POINTS, 1] <= corner[1]),
+        jaw=np.flatnonzero(landmarks[:JAW_COUNT, 1] <= corner[1]),
     )
 
 
@@ -108,7 +107,7 @@ def outline_points(
     A face that is not finite, or all in one line, has points that are not a number.
     Accuracy: a hull spans the hollow below the cheek bone.
     """
-    found = np.full((len(projected), JAW_POINTS, 2), np.nan, np.float32)
+    found = np.full((len(projected), JAW_COUNT, 2), np.nan, np.float32)
     for row, (points, marks) in enumerate(zip(projected.astype(np.float64), landmarks.astype(np.float64), strict=True)):
         outline = _outline(region, points, marks)
         if outline is not None:
@@ -142,7 +141,7 @@ def _outline(
         ring = ring[::-1]
         first, chin, last = _along(ring, [starts[0], landmarks[CHIN], starts[1]])
     chin, last = first + (chin - first) % length, first + (last - first) % length
-    places = np.concatenate([np.linspace(first, chin, CHIN + 1), np.linspace(chin, last, JAW_POINTS - CHIN)[1:]])
+    places = np.concatenate([np.linspace(first, chin, CHIN + 1), np.linspace(chin, last, JAW_COUNT - CHIN)[1:]])
     corners = np.concatenate([[0.0], np.cumsum(_steps(ring))])
     closed = np.concatenate([ring, ring[:1]])
     return np.stack([np.interp(places % length, corners, closed[:, axis]) for axis in (0, 1)], 1)

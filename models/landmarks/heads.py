@@ -1,4 +1,4 @@
-"""What reads points from the landmark network's features: looks around guesses, maps of conventions, dense points."""
+"""What reads points from the network's features: looks around guesses, maps of conventions, dense points, outlines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.landmarks.local_features import read_around
-from models.types import LANDMARK_COUNT
+from models.types import JAW_COUNT, LANDMARK_COUNT
+
+OUTLINE_STEP = 0.1
+"""Crop sides that an output of one moves a jaw point by: in profile the outline lies far from the jaw's vertices."""
 
 MAX_LOG_SIGMA = 3.0
 """Bound of the predicted log of the error in input pixels: one bad photo cannot run away with the likelihood."""
@@ -130,3 +133,17 @@ class DenseHead(nn.Module):
         """Points in crop sides around the centre, and the logarithm of their expected errors."""
         points = (self.mean + self.coefficients(hidden) @ self.directions).unflatten(1, (-1, 2))
         return points, self.log_sigma(hidden.detach()).clamp(-MAX_LOG_SIGMA, MAX_LOG_SIGMA)
+
+
+class OutlineHead(nn.Module):
+    """From the jaw at the face model's vertices to where people put it, on the visible outline; starts as no shift."""
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.offsets = nn.Linear(hidden, 2 * JAW_COUNT)
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.offsets.bias)
+
+    def forward(self, hidden: Float[Tensor, "B K"]) -> Float[Tensor, "B 17 2"]:
+        """Shift of each jaw point in crop sides."""
+        return OUTLINE_STEP * self.offsets(hidden).unflatten(1, (JAW_COUNT, 2))
