@@ -1,5 +1,4 @@
 """The registered model: photos in, 3D faces out. MLflow keeps this file with the model and runs it wherever that is.
-
 So it imports nothing of ours: numpy, onnxruntime and Pillow do what torch and OpenCV do in training, and a test holds
 the two against each other. A row of the answer describes one photo; see `FaceReconstructor.predict`.
 """
@@ -28,7 +27,7 @@ LANDMARK_COUNT = 68
 WINDOW_SCALES = (1.0, 0.7, 0.5, 0.35)
 """Sides of the search windows relative to the shorter side of the photo."""
 
-MAX_CELLS, SAME_OVERLAP, INSIDE_OVERLAP, SURE_SHARE = 400, 0.35, 0.7, 0.5
+MAX_CELLS, SAME_OVERLAP, INSIDE_OVERLAP, SURE_CONFIDENCE, SURE_SHARE = 400, 0.35, 0.7, 0.6, 0.5
 """How cells become boxes and which face is taken, as in models/landmarks/finder.py and cascade.py."""
 
 Face = tuple[np.ndarray, np.ndarray, float]
@@ -224,17 +223,18 @@ class FaceFinder:
     def find(self, photo: np.ndarray) -> Face | None:
         """The largest face that is sure enough, or the surest where there are no boxes."""
         height, width = photo.shape[:2]
-        looks, boxes = self.settings["unboxed_refinements"], self.boxes
-        squares = np.zeros((0, 4)) if boxes is None else find_boxes(boxes, photo, self.settings["finder"])
+        looks = self.settings["unboxed_refinements"]
+        squares = np.zeros((0, 4)) if self.boxes is None else find_boxes(self.boxes, photo, self.settings["finder"])
         boxed = [self._refine(photo, row[None, :3], float(row[3]), self.settings["refinements"]) for row in squares]
         faces = [face for face in boxed if face is not None]
-        if faces:
-            enough = SURE_SHARE * max(face[2] * face[1].mean() for face in faces)
-            return next(face for face in faces if face[2] * face[1].mean() >= enough)
-        found = self._refine(photo, np.array([[width / 2.0, height / 2.0, max(height, width)]]), 0.0, looks)
-        if found is None and self.boxes is None:
-            found = self._refine(photo, np.array(search_windows(height, width)), 0.0, looks)
-        return found
+        if not any(face[1].mean() >= SURE_CONFIDENCE for face in faces):
+            whole = self._refine(photo, np.array([[width / 2.0, height / 2.0, max(height, width)]]), 0.0, looks)
+            faces += [] if whole is None else [whole]
+        if not faces and self.boxes is None:
+            return self._refine(photo, np.array(search_windows(height, width)), 0.0, looks)
+        best = max((face[2] * face[1].mean() for face in faces), default=0.0)
+        sure = (face for face in faces if face[2] * face[1].mean() >= SURE_SHARE * best)
+        return max(sure, key=lambda face: float(np.ptp(face[0], axis=0).max()), default=None)
 
     def _refine(self, photo: np.ndarray, squares: np.ndarray, angle: float, looks: int) -> Face | None:
         guesses = self._look(photo, self._affine(squares[:, :2], squares[:, 2], angle))

@@ -45,6 +45,9 @@ SURE_SHARE = 0.5
 DOUBTFUL_SHARE = 0.4
 """The same for being a face at all: on portraits, what was none beside a face had 0.01 to 0.5 of its certainty."""
 
+SURE_CONFIDENCE = 0.6
+"""Mean confidence of the points from which on a face in a box is believed without a look at the whole photo."""
+
 Boxes = Literal["auto", "finder", "windows", "opencv"]
 """Where boxes come from: `auto` is the finder, and the whole photo where it finds nothing, or windows without one."""
 
@@ -137,7 +140,7 @@ class HierarchicalDetector:
         return self.boxes in ("finder", "opencv") or (self.boxes == "auto" and self.finder is not None)
 
     def _in_boxes(self, images: Sequence[np.ndarray]) -> Guesses:
-        """Faces in the boxes of the finder or of OpenCV; with `auto`, in whole photos without any box, too."""
+        """Faces in the boxes of the finder or of OpenCV; with `auto`, in whole photos without any sure face, too."""
         if self.boxes == "opencv" or self.finder is None:
             rows = [(index, *window, 0.0) for index, image in enumerate(images) for window in cascade_windows(image)]
             table = np.array(rows, np.float64).reshape(-1, 5)
@@ -150,8 +153,13 @@ class HierarchicalDetector:
             table = np.concatenate(columns) if columns else np.zeros((0, 5))
         which = table[:, 0].astype(np.int64)
         affine = self._affine(table[:, 1:3], np.maximum(table[:, 3], MIN_POINT_SPREAD_PX), table[:, 4])
-        guesses = self._refine(images, self._look(images, which, affine), REFINEMENTS)
-        without = np.setdiff1d(np.arange(len(images)), which[self._shows_face(guesses)])
+        first = self._look(images, which, affine)
+        # Most boxes too many show no face at the first look, or one that another box shows better.
+        first = first.take(self._shows_face(first))
+        guesses = self._refine(images, first.take(without_duplicates(first)), REFINEMENTS)
+        # A box around a part of a face shows a face, too, but not one whose points are found well.
+        sure = self._shows_face(guesses) & (confidence_from_sigma(guesses.sigma).mean(1) >= SURE_CONFIDENCE)
+        without = np.setdiff1d(np.arange(len(images)), guesses.photo[sure])
         if self.boxes != "auto" or not len(without):
             return guesses
         whole = self._refine(images, self._whole(images, without), UNBOXED_REFINEMENTS)

@@ -8,6 +8,7 @@ import torch
 
 from models.landmarks.cascade import (
     REFINEMENTS,
+    UNBOXED_REFINEMENTS,
     HierarchicalDetector,
     best_face,
     detector_content,
@@ -86,9 +87,18 @@ class TestWithFinder:
 
     def test_looks_per_face(self) -> None:
         reader = CoordinateReader([LARGE])
-        detector(reader, BoxFinder(LARGE_BOX)).detect([coordinate_photo()])
+        detector(reader, BoxFinder(LARGE_BOX), sigma_scale=0.5).detect([coordinate_photo()])
         # One look at the box, then the refinements, the last of them with its mirror image in the same batch.
         assert reader.batches == [1] * REFINEMENTS + [2]
+
+    def test_an_unsure_face_means_a_look_at_the_whole_photo(self) -> None:
+        reader = CoordinateReader([LARGE])
+        detector(reader, BoxFinder(LARGE_BOX)).detect([coordinate_photo()])
+        in_box = [1] * REFINEMENTS + [2]
+        assert reader.batches == in_box + [1] * UNBOXED_REFINEMENTS + [2]
+        only = CoordinateReader([LARGE])
+        detector(only, BoxFinder(LARGE_BOX), boxes="finder").detect([coordinate_photo()])
+        assert only.batches == in_box
 
     def test_small_batches_give_the_same(self) -> None:
         finder = BoxFinder(SMALL_BOX, LARGE_BOX)
