@@ -18,7 +18,7 @@ face without a box that shares a tenth with its own is `missed`. All errors and 
 - `reliability`, `calibration_error`: expected against observed error of the points, and their mean relative gap;
 - `worst`: the names of the twelve worst photos; `convention`, `boxes`, `split`: what was evaluated.
 
-With `--convention handmade`, rendered photos have their jaw on the visible outline, or are left out where it is unknown.
+With `--convention handmade` rendered photos have their jaw on the visible outline; without one they are left out.
 
 `--split test` takes every fourth photo by hash: the SHA-256 of its file name as a number modulo 4 is 0; `train` the
 rest.
