@@ -203,11 +203,12 @@ class HierarchicalNetwork(nn.Module):
             )
 
     def _outline(self, points: Float[Tensor, "B 68 2"], hidden: Float[Tensor, "B K"]) -> Float[Tensor, "B 17 2"]:
-        jaw = points[:, :JAW_COUNT]
         if self.outline_head is None:
-            return jaw
+            return points[:, :JAW_COUNT]
         # The outline must not pull the points off their vertices.
-        return jaw.detach() + self.outline_head(hidden) * self.input_size_px
+        points = points.detach()
+        shift = self.outline_head(hidden, points / self.input_size_px - 0.5)
+        return points[:, :JAW_COUNT] + shift * self.input_size_px
 
     def _dense(self, hidden: Float[Tensor, "B K"]) -> tuple[Float[Tensor, "B D 2"], Float[Tensor, "B D"]]:
         if self.dense_head is None:

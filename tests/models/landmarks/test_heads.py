@@ -75,7 +75,19 @@ class TestDenseHead:
 
 class TestOutlineHead:
     def test_starts_as_no_shift(self) -> None:
-        assert torch.equal(OutlineHead(5)(torch.randn(2, 5)), torch.zeros(2, 17, 2))
+        shift = OutlineHead(5)(torch.randn(2, 5), torch.rand(2, 68, 2))
+        assert torch.equal(shift, torch.zeros(2, 17, 2))
+
+    def test_reads_features_and_points(self) -> None:
+        head = OutlineHead(5)
+        with torch.no_grad():
+            head.offsets.weight[0, 1] = 2.0
+            head.offsets.weight[33, 5 + 3] = 1.0
+        hidden, points = torch.randn(2, 5), torch.rand(2, 68, 2)
+        shift = head(hidden, points)
+        torch.testing.assert_close(shift[:, 0, 0], 0.1 * 2.0 * hidden[:, 1])
+        torch.testing.assert_close(shift[:, 16, 1], 0.1 * 3.0 * points[:, 1, 1])
+        assert int((shift != 0.0).sum()) == 4
 
     def test_network_with_and_without(self) -> None:
         image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
