@@ -44,7 +44,7 @@ debugging = False
 class PointConvention(StrEnum):
     """Where the points of a face lie."""
 
-    ANNOTATED, MODEL = "annotated", "model"
+    ANNOTATED, HANDMADE, MODEL = "annotated", "handmade", "model"
 
 
 @app.callback()
@@ -93,7 +93,10 @@ def landmarks(
         Path | None, typer.Option(help="Checkpoint of ours, or a folder of exported files; default: the workspace's.")
     ] = None,
     convention: Annotated[
-        PointConvention, typer.Option(help="Points where photos are annotated, or at the face model's vertices.")
+        PointConvention,
+        typer.Option(
+            help="Points where photos are annotated, at the face model's vertices, or with the visible jawline."
+        ),
     ] = PointConvention.ANNOTATED,
     min_score: Annotated[float, typer.Option(min=0.0, max=1.0, help="Faces that score less are left out.")] = 0.5,
     workspace: WorkspaceOption = Path(),

@@ -15,6 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 LANDMARK_COUNT = 68
+
+JAW_COUNT = 17
+"""Points of the jaw, the first of the 68."""
 """Points of the iBUG annotation: jaw 0-16, brows 17-26, nose 27-35, eyes 36-47, outer lips 48-59, inner lips 60-67."""
 
 MIRRORED_LANDMARKS = (

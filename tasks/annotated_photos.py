@@ -43,12 +43,14 @@ class AnnotatedPhotos:
     """(N,) whose points: 0 the workspace's face model's, 1 annotated on the photo, 2 and up other face models'."""
     dense: np.ndarray | None = None
     """(N, D, 2) further vertices of the workspace's face model, pixels, NaN where unknown; None if unknown of all."""
+    outline: np.ndarray | None = None
+    """(N, 17, 2) the jaw points where people put them, pixels, NaN where unknown; None if unknown of all."""
 
     def take(self, rows: np.ndarray) -> AnnotatedPhotos:
         """The photos of those rows."""
         images = [self.images[row] for row in rows]
-        dense = None if self.dense is None else self.dense[rows]
-        return AnnotatedPhotos(images, self.points[rows], self.yaw_deg[rows], self.convention[rows], dense)
+        dense, outline = (None if points is None else points[rows] for points in (self.dense, self.outline))
+        return AnnotatedPhotos(images, self.points[rows], self.yaw_deg[rows], self.convention[rows], dense, outline)
 
     def some(self, count: int, *, seed: int) -> AnnotatedPhotos:
         """At most so many of them, drawn at random."""
@@ -69,14 +71,14 @@ def load_annotated(
     `size_px`: keep only the neighbourhood of each face, reduced so that its box is no larger than this.
     """
     table = read_table(workspace.folder("ingest") / "samples.parquet", SAMPLES)
-    every = table.drop_columns(["dense"]).to_pylist()
+    every = table.drop_columns(["dense", "outline"]).to_pylist()
     chosen = [
         place
         for place, row in enumerate(every)
         if row["split"] == split and row["landmarks"] is not None and row["source"] not in without
     ]
     rows = [every[place] for place in chosen]
-    dense = _dense_points(table["dense"].take(pa.array(chosen, pa.int64())))
+    further = [_further_points(table[name].take(pa.array(chosen, pa.int64())), name) for name in ("dense", "outline")]
     points = np.array([row["landmarks"] for row in rows], np.float32).reshape(-1, 68, 2)
     pixels = read_images(workspace, [row["sample_id"] for row in rows])
     images = [pixels.pop(row["sample_id"]) for row in rows]
@@ -91,29 +93,33 @@ def load_annotated(
         angles = head_angles(annotated, confidence=torch.ones(annotated.shape[:2]), mean_points=model.landmark_mean)
         yaw[~known] = angles[:, 0].numpy()
     if size_px is not None:
-        carried = points if dense is None else np.concatenate([points, dense], 1)
+        carried = np.concatenate([points, *(one for one in further if one is not None)], 1)
         reduced = [neighbourhood(image, face, size_px=size_px) for image, face in zip(images, carried, strict=True)]
         images = [image for image, _ in reduced]
         moved = np.array([face for _, face in reduced], np.float32).reshape(carried.shape)
-        points, dense = moved[:, :68], None if dense is None else moved[:, 68:]
+        sizes = [0 if one is None else one.shape[1] for one in further]
+        points, *parts = np.split(moved, np.cumsum([68, *sizes[:-1]]), axis=1)
+        further = [part if part.shape[1] else None for part in parts]
     of_source = _conventions(params, workspace)
     convention = np.array(
         [of_source.get(row["source"], 0) if one else ANNOTATED for row, one in zip(rows, known, strict=True)]
     )
-    return AnnotatedPhotos(images, points, yaw, convention.astype(np.int64), dense)
+    return AnnotatedPhotos(images, points, yaw, convention.astype(np.int64), *further)
 
 
-def _dense_points(column: pa.ChunkedArray) -> np.ndarray | None:
-    """Dense points (N, D, 2) of rows of samples, NaN where a row has none; None where no row has any."""
+def _further_points(column: pa.ChunkedArray, name: str) -> np.ndarray | None:
+    """Points (N, D, 2) of rows of a column of samples, NaN where a row has none; None where no row has any."""
     known = np.flatnonzero(column.is_valid().to_numpy())
     if not len(known):
         return None
     lengths = pc.unique(pc.list_value_length(column.drop_null())).to_pylist()
     if len(lengths) > 1 or lengths[0] % 2:
-        raise ValueError(f"samples.parquet: dense points of {lengths} numbers, expected as many each; run ingest again")
-    dense = np.full((len(column), lengths[0] // 2, 2), np.nan, np.float32)
-    dense[known] = pc.list_flatten(column).to_numpy().reshape(-1, lengths[0] // 2, 2)
-    return dense
+        raise ValueError(
+            f"samples.parquet: {name} points of {lengths} numbers, expected as many each; run ingest again"
+        )
+    points = np.full((len(column), lengths[0] // 2, 2), np.nan, np.float32)
+    points[known] = pc.list_flatten(column).to_numpy().reshape(-1, lengths[0] // 2, 2)
+    return points
 
 
 def _conventions(params: Params, workspace: Workspace) -> dict[str, int]:

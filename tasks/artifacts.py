@@ -47,6 +47,7 @@ SAMPLES = pa.schema(
         ("landmarks", _floats),  # 136 numbers x0, y0 … in pixels of the stored photo: annotated or true, or null
         ("rotation", _floats),  # 3 numbers, true axis-angle where known, or null
         ("dense", _floats),  # x0, y0 … of further vertices of the face model in pixels of the stored photo, or null
+        ("outline", _floats),  # 34 numbers x0, y0 …: the jaw points where people put them, for rendered photos, or null
     ]
 )
 """`ingest/samples.parquet`: one row per accepted photo."""
@@ -93,14 +94,14 @@ LANDMARKS = pa.schema(
 )
 """`detect_landmarks/landmarks.parquet`: one row per photo in which a face was found."""
 
-DENSE_COLUMNS = ("dense", "dense_confidence")
+POINT_COLUMNS = ("dense", "dense_confidence", "outline")
 """Stay in the tables of the stages that make them; a table from before they existed is read as one without any."""
 
 CLEAN = pa.schema(
     [
-        *[field for field in SAMPLES if field.name not in ("landmarks", *DENSE_COLUMNS)],
+        *[field for field in SAMPLES if field.name not in ("landmarks", *POINT_COLUMNS)],
         ("annotation", _floats),  # SAMPLES.landmarks under a name of its own
-        *[field for field in LANDMARKS if field.name not in ("sample_id", *DENSE_COLUMNS)],
+        *[field for field in LANDMARKS if field.name not in ("sample_id", *POINT_COLUMNS)],
         ("label_quality", pa.float32()),  # [0, 1] for samples with a mesh, else null
         ("affine", _floats),  # 9 numbers, row-major, crop pixels -> photo pixels
     ]
@@ -201,7 +202,7 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
         raise FileNotFoundError(f"{path}: missing; run the stage {path.parent.name} first")
     table = pq.read_table(path)
     for place, field in enumerate(schema):
-        if field.name in DENSE_COLUMNS and field.name not in table.column_names and place <= table.num_columns:
+        if field.name in POINT_COLUMNS and field.name not in table.column_names and place <= table.num_columns:
             table = table.add_column(place, field, pa.nulls(len(table), field.type))
     if not table.schema.equals(schema):
         raise ValueError(f"{path}: columns {table.column_names}, expected {schema.names}; run {path.parent.name} again")

@@ -82,7 +82,7 @@ def detect_shard(
     params: Params, workspace: Workspace, shard: str, detector: LandmarkDetector | None = None
 ) -> DetectedShard:
     """Landmarks of the photos of one shard; the flow maps it, so it opens its own detector where none is given."""
-    table = read_table(workspace.folder("ingest") / "samples.parquet", SAMPLES).drop_columns(["dense"])
+    table = read_table(workspace.folder("ingest") / "samples.parquet", SAMPLES).drop_columns(["dense", "outline"])
     stored = [row for row in table.to_pylist() if row["shard"] == shard]
     apart = {source.name for source in params.ingest.sources if detector_only(source)}
     samples = [row for row in stored if row["source"] not in apart]

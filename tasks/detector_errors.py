@@ -56,6 +56,9 @@ def measure_detector(
     dense_nme = dense_error(detections, photos.take(np.array(hits)))
     if dense_nme is not None:
         numbers["validation_dense_nme"] = dense_nme
+    outline_nme = outline_error(detections, photos.take(np.array(hits)))
+    if outline_nme is not None:
+        numbers["validation_outline_nme"] = outline_nme
     for name, rows in (("small", ~large), ("large", large)):
         if rows.any():
             numbers[f"validation_nme_{name}"] = float(nme[rows].mean())
@@ -98,13 +101,24 @@ def dense_error(detections: Sequence[Detection], photos: AnnotatedPhotos) -> flo
 
     None where none are known, or the detector finds none.
     """
-    if photos.dense is None or any(one.dense is None for one in detections):
+    return _further_error([one.dense for one in detections], photos.dense, photos.points)
+
+
+def outline_error(detections: Sequence[Detection], photos: AnnotatedPhotos) -> float | None:
+    """The same of the jaw where people put it."""
+    return _further_error([one.outline for one in detections], photos.outline, photos.points)
+
+
+def _further_error(
+    found: Sequence[np.ndarray | None], annotated: np.ndarray | None, landmarks: np.ndarray
+) -> float | None:
+    if annotated is None or any(one is None for one in found):
         return None
-    rows = np.flatnonzero(np.isfinite(photos.dense).all((1, 2)))
+    rows = np.flatnonzero(np.isfinite(annotated).all((1, 2)))
     if not len(rows):
         return None
-    found = np.array([detections[row].dense for row in rows.tolist()])
-    return float(normalized_error(found, photos.dense[rows], box_of=photos.points[rows]).mean())
+    known = np.array([found[row] for row in rows.tolist()])
+    return float(normalized_error(known, annotated[rows], box_of=landmarks[rows]).mean())
 
 
 def expected_errors(detections: list[Detection]) -> np.ndarray:

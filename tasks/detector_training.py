@@ -61,6 +61,8 @@ def train_landmarks(
         modes_of_dense = dense_modes(samples, size_px=section.input_size_px, generator=np.random.default_rng(seed))
         # The photos are the same with and without dense points, the network is not.
         identity = f"{identity} with {dense_points} dense points"
+    if samples.outline is not None:
+        identity = f"{identity} with outlines"
     torch.manual_seed(seed)
     network = HierarchicalNetwork(
         section.input_size_px,
@@ -70,6 +72,7 @@ def train_landmarks(
         conventions=1 if samples.convention is None else max(1, int(samples.convention.max())),
         dense_points=dense_points,
         dense_modes=modes_of_dense,
+        outline=samples.outline is not None,
     )
     objective = LandmarkObjective(
         samples,

@@ -58,17 +58,23 @@ def fill_poses(
     turned = turn_photos(
         [photos.images[row] for row in chosen], photos.points[chosen], face_model=face_model, yaw_deg=yaw, seed=seed
     )
-    dense = photos.dense
-    if dense is not None:
-        # What is annotated on a photo has no vertices of the face model.
-        dense = np.concatenate([dense, np.full((len(turned), *dense.shape[1:]), np.nan, dense.dtype)])
+    # What is annotated on a photo has no vertices of the face model, and no outline that was computed from them.
+    dense, outline = (_with_unknown(points, len(turned)) for points in (photos.dense, photos.outline))
     return AnnotatedPhotos(
         photos.images + [photo.image for photo in turned],
         np.concatenate([photos.points, np.array([photo.points for photo in turned], np.float32)]),
         np.concatenate([photos.yaw_deg, [photo.yaw_deg for photo in turned]]),
         np.concatenate([photos.convention, np.full(len(turned), ANNOTATED)]),
         dense,
+        outline,
     )
+
+
+def _with_unknown(points: np.ndarray | None, count: int) -> np.ndarray | None:
+    """Points and those of so many more photos of which they are not known."""
+    if points is None:
+        return None
+    return np.concatenate([points, np.full((count, *points.shape[1:]), np.nan, points.dtype)])
 
 
 def choose_turns(

@@ -119,11 +119,13 @@ def _items(
         yield from read_scans(source, workspace.resolve(source.path), section, mean=face_model.mean.numpy())
     elif isinstance(source, RerenderedSource):
         meshes = _training_meshes(source, section, seed, store)
-        for photo in rerender(source, face_model, meshes, seed=seed, dense=dense):
+        for photo in rerender(source, face_model, meshes, seed=seed, dense=dense, outlines=section.outlines):
             yield _candidate(photo, source.name, photo.person, labelled=True)
     else:
         backdrops = _backdrops(source, section, seed, store)
-        for photo in synthesize(source, face_model, seed=seed, backdrops=backdrops, dense=dense):
+        for photo in synthesize(
+            source, face_model, seed=seed, backdrops=backdrops, dense=dense, outlines=section.outlines
+        ):
             person = f"{source.name}/{photo.person}"
             # Training must not see the meshes of unlabelled photos; measuring needs them, if they fit the face model.
             keep = source.labelled or split_of(person, section, seed) != "train"
@@ -144,6 +146,7 @@ def _candidate(photo: Photo, source: str, person: str, *, labelled: bool, mesh: 
         mesh=mesh,
         mesh_id=photo.mesh_id if mesh or labelled else None,
         dense=photo.dense,
+        outline=photo.outline if photo.outline is not None and np.isfinite(photo.outline).all() else None,
     )
 
 

@@ -74,6 +74,7 @@ class SampleStore:
             "landmarks": _flat(candidate.landmarks),
             "rotation": _flat(candidate.rotation),
             "dense": _flat(candidate.dense),
+            "outline": _flat(candidate.outline),
         }
 
     def refuse(self, refusal: Refusal) -> None:
@@ -129,7 +130,7 @@ class SampleStore:
         return {"total": _account(self._found.total(), samples, self._quarantine), "sources": by_source}
 
     def _merge(self, first: dict[str, Any], candidate: Candidate, person: str) -> None:
-        for key in ("landmarks", "rotation", "dense"):
+        for key in ("landmarks", "rotation", "dense", "outline"):
             if first[key] is None:
                 first[key] = _flat(getattr(candidate, key))
         known, other = sorted((self.person(first["person"]), self.person(person)), key=self._arrival.__getitem__)

@@ -124,6 +124,14 @@ def draw_hair(image: Pixels, head: HeadOutline, subject: Subject, stream: Genera
     blend(image, texture, mask)
 
 
+def smooth_edge(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
+    """Soften a rendered face's silhouette in place: the rasteriser's is hard, a lens is not."""
+    weight = np.asarray(cv2.GaussianBlur(mask.astype(np.uint8) * 255, (3, 3), 0))
+    edge = np.asarray((weight > 0) & (weight < 255))
+    image[edge] = cv2.GaussianBlur(image, (3, 3), 0)[edge]
+    return image
+
+
 def random_colour(stream: Generator) -> Floats:
     """(3,) sRGB from 0 to 255, often dull, seldom vivid."""
     grey = stream.uniform(10.0, 245.0)

@@ -132,6 +132,8 @@ class IngestParams(Section):
     """Larger photos are stored reduced to this, landmarks with them."""
     dense_points: Count = 0
     """Further vertices of the workspace's face model with which its rendered photos are stored, for the detector."""
+    outlines: bool = False
+    """Whether rendered photos are stored with the jaw points where people put them, on the visible outline."""
 
     @model_validator(mode="after")
     def _names(self) -> IngestParams:

@@ -58,6 +58,8 @@ class Candidate:
     """Of a mesh that is stored already; `mesh` brings its own."""
     dense: NDArray[np.float32] | None = None
     """(D, 2) further vertices of the face model, in pixels of the stored photo."""
+    outline: NDArray[np.float32] | None = None
+    """(17, 2) the jaw points where people put them, in pixels of the stored photo."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -19,13 +18,14 @@ from torch import Tensor
 from models.face.camera import FOCAL_PER_SIZE, project, rotation_from_angles, to_camera_space
 from models.face.lighting import irradiance_basis
 from models.face.morphable import MorphableModel
+from models.face.outline import FaceRegion, face_region, outline_points
 from models.rendering.render import render
 from models.types import Camera
 from tasks.backdrops import Backdrops
 from tasks.disturb import degrade, draw_glasses, draw_occluder
 from tasks.images import Pixels
 from tasks.randomize import SUPERSAMPLING, Faces, StrongLook
-from tasks.scenery import HeadOutline, background, draw_behind, draw_hair, draw_openings
+from tasks.scenery import HeadOutline, background, draw_behind, draw_hair, draw_openings, smooth_edge
 from tasks.source_params import RerenderedSource, SyntheticSource
 from tasks.subjects import Shot, Subject, draw_shot, draw_subject, draw_varied_shot, person_stream
 
@@ -61,6 +61,8 @@ class Photo:
     mesh_id: str
     dense: NDArray[np.float32] | None = None
     """(D, 2) pixels of further vertices, where they were asked for."""
+    outline: NDArray[np.float32] | None = None
+    """(17, 2) pixels of the jaw points where people put them, where they were asked for; NaN where that is unclear."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,12 @@ def synthesize(
     seed: int,
     backdrops: Backdrops | None = None,
     dense: NDArray[np.int64] | None = None,
+    outlines: bool = False,
 ) -> Iterator[Photo]:
     """Photos of `source.persons` random persons, person by person; `backdrops` serve strong randomisation only.
 
     `dense`: (D,) vertices whose places in the photos are wanted beside the landmarks.
+    `outlines`: whether the jaw points are wanted where people put them as well.
     """
 
     def jobs() -> Iterator[_Job]:
@@ -102,7 +106,7 @@ def synthesize(
                 yield _Job(f"{number:06d}-{photo}", f"{number:06d}", subject, _shot(stream, source, face_model))
 
     look = StrongLook(face_model, backdrops=backdrops) if source.randomization == "strong" else None
-    yield from _photos(jobs(), face_model, source, look, dense)
+    yield from _photos(jobs(), face_model, source, look, dense, outlines=outlines)
 
 
 def rerender(
@@ -112,8 +116,9 @@ def rerender(
     *,
     seed: int,
     dense: NDArray[np.int64] | None = None,
+    outlines: bool = False,
 ) -> Iterator[Photo]:
-    """`source.copies` photos of each mesh under new skin, pose, light and background; `dense` as in `synthesize`."""
+    """`source.copies` photos of each mesh under new skin, pose, light and background; the rest as in `synthesize`."""
 
     def jobs() -> Iterator[_Job]:
         for mesh in meshes:
@@ -122,7 +127,7 @@ def rerender(
                 subject = draw_subject(stream, identity_size=0, albedo_size=face_model.albedo_size)
                 yield _Job(f"{mesh.mesh_id}-{number}", mesh.person, subject, _shot(stream, source, face_model), mesh)
 
-    yield from _photos(jobs(), face_model, source, dense=dense)
+    yield from _photos(jobs(), face_model, source, dense=dense, outlines=outlines)
 
 
 def _shot(stream: np.random.Generator, source: SyntheticSource | RerenderedSource, face_model: MorphableModel) -> Shot:
@@ -141,8 +146,10 @@ def _photos(
     source: SyntheticSource | RerenderedSource,
     look: StrongLook | None = None,
     dense: NDArray[np.int64] | None = None,
+    *,
+    outlines: bool = False,
 ) -> Iterator[Photo]:
-    studio = _Studio(face_model, source.size_px, look, dense)
+    studio = _Studio(face_model, source.size_px, look, dense, face_region(face_model) if outlines else None)
     # While one batch is drawn and encoded here, the next is rendered beside it.
     with ThreadPoolExecutor(max_workers=1) as beside:
         ahead: Future[_Exposures] | None = None
@@ -167,6 +174,7 @@ class _Exposures:
     vertices: NDArray[np.float32]
     neutral: NDArray[np.float32] | None
     dense: NDArray[np.float32] | None
+    outline: NDArray[np.float32] | None
     drawn: Faces | None
     """More about the faces, with strong randomisation."""
 
@@ -180,9 +188,11 @@ class _Studio:
         size_px: int,
         look: StrongLook | None = None,
         dense: NDArray[np.int64] | None = None,
+        region: FaceRegion | None = None,
     ) -> None:
         self.look = look
         self.dense = dense
+        self.region = region
         self.scale = SUPERSAMPLING if look else 1
         self.size_px = self.scale * size_px
         self.face_model = face_model
@@ -228,6 +238,9 @@ class _Studio:
             vertices=vertices.numpy(),
             neutral=None if neutral is None else neutral.numpy(),
             dense=None if self.dense is None else project(in_camera[:, self.dense], camera).numpy(),
+            outline=None
+            if self.region is None
+            else outline_points(self.region, project(in_camera[:, self.region.vertices], camera).numpy(), landmarks),
             drawn=drawn,
         )
 
@@ -245,6 +258,7 @@ class _Studio:
                 neutral=None if exposures.neutral is None else exposures.neutral[row],
                 mesh_id=job.mesh.mesh_id if job.mesh else f"{source}/{job.name}",
                 dense=None if exposures.dense is None else (exposures.dense[row] / self.scale).astype(np.float32),
+                outline=None if exposures.outline is None else exposures.outline[row] / self.scale,
             )
 
     def _shapes(self, jobs: Sequence[_Job]) -> tuple[Tensor, Tensor | None]:
@@ -339,7 +353,7 @@ class _Studio:
         if not self.has_eyes:
             draw_openings(image, head, stream, yaw=yaw)
         np.copyto(image, face, where=mask[..., None])
-        image = _smooth_edge(image, mask)
+        image = smooth_edge(image, mask)
         if job.subject.wears_glasses:
             draw_glasses(image, head, stream, yaw=yaw)
         draw_hair(image, head, job.subject, stream)
@@ -362,14 +376,6 @@ def lighting(shots: Sequence[Shot], *, brightness: Tensor) -> Tensor:
     exposure = _stack([[shot.exposure] for shot in shots])[:, 0].float()
     exposure = (brightness * exposure).clamp(0.15, 0.7) / brightness.clamp_min(1e-3)
     return light * (exposure / level.clamp_min(1e-3))[:, None, None]
-
-
-def _smooth_edge(image: Pixels, mask: NDArray[np.bool_]) -> Pixels:
-    # The rasteriser's silhouette is hard; a lens is not.
-    weight = np.asarray(cv2.GaussianBlur(mask.astype(np.uint8) * 255, (3, 3), 0))
-    edge = np.asarray((weight > 0) & (weight < 255))
-    image[edge] = cv2.GaussianBlur(image, (3, 3), 0)[edge]
-    return image
 
 
 def _sphere(count: int) -> Tensor:

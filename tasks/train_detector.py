@@ -68,6 +68,7 @@ def train_detector(params: Params, workspace: Workspace) -> None:
         weight=annotation_trust(training, face_model) if (training.convention == ANNOTATED).any() else None,
         dense=training.dense,
         dense_mirror=None if training.dense is None else _dense_mirror(params, face_model, training.dense.shape[1]),
+        outline=training.outline,
     )
     identity = hashlib.sha256("".join(table["sample_id"].to_pylist()).encode()).hexdigest()
     with (

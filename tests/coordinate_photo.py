@@ -17,6 +17,9 @@ from models.landmarks.guesses import CropReading
 ANNOTATION_SHIFT = np.array([1.0, -2.0])
 """By how much annotated points lie beside those of the model, in pixels of the photo."""
 
+OUTLINE_SHIFT = np.array([3.0, 1.0])
+"""The same for the jaw on the visible outline."""
+
 SURE_LOG_SIGMA = 0.0
 
 
@@ -69,11 +72,13 @@ class CoordinateReader:
         face = face_points((size, size), size) if nearest is None else self.faces[nearest]
         points = (face - shift) @ np.linalg.inv(linear).T
         annotated = (face + ANNOTATION_SHIFT - shift) @ np.linalg.inv(linear).T
+        outline = (face[:17] + OUTLINE_SHIFT - shift) @ np.linalg.inv(linear).T
         if np.linalg.det(linear) < 0.0:
-            points, annotated = points[FLIP_PERMUTATION], annotated[FLIP_PERMUTATION]
+            points, annotated, outline = points[FLIP_PERMUTATION], annotated[FLIP_PERMUTATION], outline[::-1]
         presence = 4.0 if nearest is not None and distances[nearest] < 0.6 else -4.0
         sigma = np.full(68, SURE_LOG_SIGMA)
-        return points, annotated, sigma, np.array(presence), points[: self.dense_points], sigma[: self.dense_points]
+        dense = points[: self.dense_points], sigma[: self.dense_points]
+        return points, annotated, sigma, np.array(presence), *dense, outline
 
 
 class BoxFinder:

@@ -49,16 +49,23 @@ class AnnotatedSet:
 
 
 def open_photos(
-    folder: Path, *, split: str = "all", every: int = 4, labels: str = "any", source: str | None = None
+    folder: Path,
+    *,
+    split: str = "all",
+    every: int = 4,
+    labels: str = "any",
+    source: str | None = None,
+    handmade: bool = False,
 ) -> AnnotatedSet:
     """The annotated photos of a folder; splits of a user's folder are by hash, those of `ingest` as it drew them.
 
+    `handmade`: rendered photos have their jaw on the visible outline; without one they are left out.
     Raises: FileNotFoundError or ValueError in one line if there is nothing to measure.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder; {REMEDY}")
     if (folder / "samples.parquet").is_file():
-        found = _open_store(folder, split=split, source=source)
+        found = _open_store(folder, split=split, source=source, handmade=handmade)
     else:
         found = _open_folder(folder, split=split, every=every, labels=labels)
     if not found.names:
@@ -125,13 +132,17 @@ def _open_folder(folder: Path, *, split: str, every: int, labels: str) -> Annota
     return AnnotatedSet(names, truth, fitted_yaw(truth), read, refused)
 
 
-def _open_store(folder: Path, *, split: str, source: str | None) -> AnnotatedSet:
+def _open_store(folder: Path, *, split: str, source: str | None, handmade: bool) -> AnnotatedSet:
     rows = read_table(folder / "samples.parquet", SAMPLES).to_pylist()
     sources = sorted({row["source"] for row in rows})
     if source is not None and source not in sources:
         raise ValueError(f"--source {source}: unknown in {folder}, expected one of {', '.join(sources)}")
     rows = [row for row in rows if row["landmarks"] is not None and source in (None, row["source"])]
     rows = [row for row in rows if split in ("all", row["split"])]
+    if handmade:
+        # What is annotated on a photo is made by hand already.
+        rows = [row for row in rows if row["outline"] is not None or row["rotation"] is None]
+        rows = [row | {"landmarks": (jaw := row["outline"] or []) + row["landmarks"][len(jaw) :]} for row in rows]
     ids = [row["sample_id"] for row in rows]
     points = np.array([row["landmarks"] for row in rows], np.float32).reshape(-1, 68, 2)
     known = np.array([row["rotation"] is not None for row in rows], bool)

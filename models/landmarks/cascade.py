@@ -51,8 +51,14 @@ SURE_CONFIDENCE = 0.6
 Boxes = Literal["auto", "finder", "windows", "opencv"]
 """Where boxes come from: `auto` is the finder, and the whole photo where it finds nothing, or windows without one."""
 
-Convention = Literal["model", "annotated"]
-"""Points at the face model's vertices, or where photos are annotated."""
+Convention = Literal["model", "annotated", "handmade"]
+"""Points at the face model's vertices; where the photos of training were annotated; the first with the jaw where people
+put it, on the visible outline."""
+
+NO_OUTLINE = (
+    "{}: this landmark network knows no outline, which points of convention handmade need; take annotated or model, or "
+    "train it on photos with ingest.outlines: true"
+)
 
 ADDED_LATER = ("conventions.", "dense_head.")
 """Parts of the network that older checkpoints lack; they start as nothing."""
@@ -61,8 +67,9 @@ ADDED_LATER = ("conventions.", "dense_head.")
 class HierarchicalDetector:
     """`LandmarkDetector` around a trained `HierarchicalNetwork`, run by torch or by anything else.
 
-    `finder`: a trained `FaceFinder`, or what runs one.
-    Raises: ValueError if the boxes are to come from a finder and there is none.
+    `finder`: a trained `FaceFinder`, or what runs one. `outlined`: whether a reader that is no network finds outlines.
+    Raises: ValueError if the boxes are to come from a finder and there is none, or handmade points from a network that
+    knows no outline.
     """
 
     def __init__(
@@ -79,9 +86,13 @@ class HierarchicalDetector:
         finder: nn.Module | FinderRun | None = None,
         boxes: Boxes = "auto",
         convention: Convention = "model",
+        outlined: bool = False,
     ) -> None:
         if boxes == "finder" and finder is None:
             raise ValueError("landmark detector: boxes: finder, but no finder was trained; train again, or boxes: auto")
+        self.outlined = network.outline_head is not None if isinstance(network, HierarchicalNetwork) else outlined
+        if convention == "handmade" and not self.outlined:
+            raise ValueError(NO_OUTLINE.format("landmark detector"))
         self.read_crops: CropReader
         if isinstance(network, nn.Module):
             self.read_crops = _torch_reader(network, device, half_precision=half_precision)
@@ -172,7 +183,9 @@ class HierarchicalDetector:
         return guesses.photo[~good]
 
     def _detection(self, guesses: Guesses, row: int) -> Detection:
-        points = (guesses.annotated if self.convention == "annotated" else guesses.points)[row].astype(np.float32)
+        of_convention = {"annotated": guesses.annotated, "model": guesses.points}
+        chosen = guesses.handmade() if self.convention == "handmade" else of_convention[self.convention]
+        points = chosen[row].astype(np.float32)
         dense = guesses.dense[row].astype(np.float32) if guesses.dense.shape[1] else None
         return Detection(
             landmarks=points,
@@ -181,6 +194,7 @@ class HierarchicalDetector:
             face_score=float(guesses.presence[row]),
             dense=dense,
             dense_confidence=None if dense is None else _dense_confidence(guesses, row),
+            outline=guesses.outline[row].astype(np.float32) if self.outlined else None,
         )
 
     def _whole(self, images: Sequence[np.ndarray], photos: Int[np.ndarray, "N"]) -> Guesses:
@@ -240,8 +254,9 @@ class HierarchicalDetector:
         points, annotated = transform_points(affine, found.points), transform_points(affine, found.annotated)
         sigma = np.exp(found.log_sigma) * relative
         turned = slice(len(which) if mirrored is None else mirrored, None)
-        for values in (points, annotated, sigma):
-            values[turned] = values[turned][:, FLIP_PERMUTATION]
+        outline = transform_points(affine, found.outline)
+        for values in (points, annotated, sigma, outline):
+            values[turned] = values[turned][:, FLIP_PERMUTATION[: values.shape[1]]]
         return Guesses(
             photo=which,
             points=points,
@@ -250,6 +265,7 @@ class HierarchicalDetector:
             presence=1.0 / (1.0 + np.exp(-found.presence)),
             dense=transform_points(affine, found.dense),
             dense_sigma=np.exp(found.dense_log_sigma) * relative,
+            outline=outline,
         )
 
 
@@ -301,6 +317,7 @@ def detector_content(
         "attention": network.attention,
         "dense_points": network.dense_points,
         "conventions": len(network.conventions),
+        "outline": network.outline_head is not None,
         "input_size_px": network.input_size_px,
         "mean_shape": torch.from_numpy(np.asarray(mean_shape, np.float64)),
         "sigma_scale": float(sigma_scale),
@@ -323,6 +340,7 @@ def load_network(content: dict[str, Any]) -> HierarchicalNetwork:
         attention=content.get("attention", "linear"),
         dense_points=content.get("dense_points", 0),
         conventions=content.get("conventions", 1),
+        outline=content.get("outline", False),
     )
     weights = content["weights"]
     added = {

@@ -37,6 +37,8 @@ class Detection:
     dense: Float[np.ndarray, "D 2"] | None = None
     """Further vertices of the face model, pixels of the photo; None from a detector that knows none."""
     dense_confidence: Float[np.ndarray, "D"] | None = None
+    outline: Float[np.ndarray, "17 2"] | None = None
+    """The jaw where people put it, on the visible outline, pixels of the photo; None where it is not known."""
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
 from models.landmarks.framing import landmark_box
-from models.types import LANDMARK_COUNT
+from models.types import JAW_COUNT, LANDMARK_COUNT
 
 SHARED_AREA = 0.5
 """Two boxes show the same face if they share this much of the smaller one: a face does not lie within another."""
@@ -29,6 +29,7 @@ class CropReading(NamedTuple):
     """Logits."""
     dense: Float[np.ndarray, "N D 2"]
     dense_log_sigma: Float[np.ndarray, "N D"]
+    outline: Float[np.ndarray, "N 17 2"]
 
 
 CropReader = Callable[[UInt8[np.ndarray, "N S S 3"]], CropReading]
@@ -50,6 +51,12 @@ class Guesses:
     """Probability of a face."""
     dense: Float[np.ndarray, "N D 2"]
     dense_sigma: Float[np.ndarray, "N D"]
+    outline: Float[np.ndarray, "N 17 2"]
+    """The jaw where people put it, on the visible outline, pixels of the photo."""
+
+    def handmade(self) -> Float[np.ndarray, "N 68 2"]:
+        """The points with their jaw on the visible outline."""
+        return np.concatenate([self.outline, self.points[:, JAW_COUNT:]], 1)
 
     def rank(self) -> Float[np.ndarray, "N"]:
         """Higher is better: sure of a face, and sure of its points, which favours windows that fit tightly."""
@@ -65,6 +72,7 @@ class Guesses:
             (self.presence + mirrored.presence) / 2.0,
             self.dense,
             self.dense_sigma,
+            (self.outline + mirrored.outline) / 2.0,
         )
 
     def take(self, rows: Int[np.ndarray, "M"] | Bool[np.ndarray, "N"]) -> Guesses:
@@ -83,7 +91,9 @@ class Guesses:
         """No guess at all."""
         points, values = np.zeros((0, LANDMARK_COUNT, 2)), np.zeros((0, LANDMARK_COUNT))
         dense = np.zeros((0, 0, 2))
-        return cls(np.zeros(0, np.int64), points, points, values, np.zeros(0), dense, dense[..., 0])
+        return cls(
+            np.zeros(0, np.int64), points, points, values, np.zeros(0), dense, dense[..., 0], points[:, :JAW_COUNT]
+        )
 
 
 def without_duplicates(guesses: Guesses) -> Int[np.ndarray, "M"]:

@@ -1,4 +1,4 @@
-"""What reads points from the landmark network's features: looks around guesses, maps of conventions, dense points."""
+"""What reads points from the network's features: looks around guesses, maps of conventions, dense points, outlines."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.landmarks.local_features import read_around
-from models.types import LANDMARK_COUNT
+from models.types import JAW_COUNT, LANDMARK_COUNT
+
+OUTLINE_STEP = 0.1
+"""Crop sides that an output of one moves a jaw point by: in profile the outline lies far from the jaw's vertices."""
+
+LAYOUT_SCALE = 3.0
+"""Brings coordinates in crop sides to the size of features."""
 
 MAX_LOG_SIGMA = 3.0
 """Bound of the predicted log of the error in input pixels: one bad photo cannot run away with the likelihood."""
@@ -130,3 +136,21 @@ class DenseHead(nn.Module):
         """Points in crop sides around the centre, and the logarithm of their expected errors."""
         points = (self.mean + self.coefficients(hidden) @ self.directions).unflatten(1, (-1, 2))
         return points, self.log_sigma(hidden.detach()).clamp(-MAX_LOG_SIGMA, MAX_LOG_SIGMA)
+
+
+class OutlineHead(nn.Module):
+    """From the jaw at the face model's vertices to where people put it, on the visible outline; starts as no shift.
+
+    The layout of the points says how far the head is turned, and most of the shift with it; the features say the rest.
+    """
+
+    def __init__(self, hidden: int) -> None:
+        super().__init__()
+        self.offsets = nn.Linear(hidden + 2 * LANDMARK_COUNT, 2 * JAW_COUNT)
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.offsets.bias)
+
+    def forward(self, hidden: Float[Tensor, "B K"], points: Float[Tensor, "B 68 2"]) -> Float[Tensor, "B 17 2"]:
+        """Shift of each jaw point in crop sides; points in crop sides around the crop's centre."""
+        seen = torch.cat([hidden, LAYOUT_SCALE * points.flatten(1)], 1)
+        return OUTLINE_STEP * self.offsets(seen).unflatten(1, (JAW_COUNT, 2))

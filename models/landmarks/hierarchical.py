@@ -16,9 +16,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.landmarks.heads import MAX_LOG_SIGMA, ConventionMap, DenseHead, LocalLook
+from models.landmarks.heads import MAX_LOG_SIGMA, ConventionMap, DenseHead, LocalLook, OutlineHead
 from models.landmarks.transforms import Attention, ConvNorm, EmbeddingTransform, MergingTransform, ResidualMerge
-from models.types import LANDMARK_COUNT
+from models.types import JAW_COUNT, LANDMARK_COUNT
 
 HEADS = 1
 
@@ -71,6 +71,8 @@ class LandmarkOutput(NamedTuple):
     dense: Float[Tensor, "B D 2"]
     """Further vertices of the face model, pixels of the input crop; none without a dense head."""
     dense_log_sigma: Float[Tensor, "B D"]
+    outline: Float[Tensor, "B 17 2"]
+    """The jaw where people put it, on the visible outline, pixels of the crop; that of `points` without a head."""
 
 
 class SemanticFusion(nn.Module):
@@ -99,6 +101,7 @@ class HierarchicalNetwork(nn.Module):
     as easy to learn as the rare ones; the map to points stays complete.
     `conventions`: how many conventions of points it learns beside the face model's.
     `dense_points`: how many further vertices the network finds; `dense_modes` as in `DenseHead`, for training.
+    `outline`: whether it finds the visible outline of the jaw.
     Raises: ValueError if the input size is not a multiple of 16.
     """
 
@@ -115,6 +118,7 @@ class HierarchicalNetwork(nn.Module):
         conventions: int = 1,
         dense_points: int = 0,
         dense_modes: tuple[Float[Tensor, "E"], Float[Tensor, "M E"]] | None = None,
+        outline: bool = False,
     ) -> None:
         super().__init__()
         if input_size_px % 16:
@@ -162,6 +166,7 @@ class HierarchicalNetwork(nn.Module):
         for convention in self.conventions if modes else ():
             convention.set_reference(mean.float().unflatten(0, (LANDMARK_COUNT, 2)))  # type: ignore[operator]
         self.dense_head = DenseHead(widths.hidden, dense_points, dense_modes) if dense_points else None
+        self.outline_head = OutlineHead(widths.hidden) if outline else None
 
     def forward(self, image: Float[Tensor, "B 3 S S"]) -> LandmarkOutput:
         """Points, errors and presence for crops in [0, 1]."""
@@ -194,7 +199,16 @@ class HierarchicalNetwork(nn.Module):
                 annotated=points + shifts[0],
                 dense=dense,
                 dense_log_sigma=dense_log_sigma,
+                outline=self._outline(points, hidden),
             )
+
+    def _outline(self, points: Float[Tensor, "B 68 2"], hidden: Float[Tensor, "B K"]) -> Float[Tensor, "B 17 2"]:
+        if self.outline_head is None:
+            return points[:, :JAW_COUNT]
+        # The outline must not pull the points off their vertices.
+        points = points.detach()
+        shift = self.outline_head(hidden, points / self.input_size_px - 0.5)
+        return points[:, :JAW_COUNT] + shift * self.input_size_px
 
     def _dense(self, hidden: Float[Tensor, "B K"]) -> tuple[Float[Tensor, "B D 2"], Float[Tensor, "B D"]]:
         if self.dense_head is None:

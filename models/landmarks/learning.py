@@ -26,6 +26,7 @@ from models.landmarks.framing import FLIP_PERMUTATION, frame_affine
 from models.landmarks.heads import MAX_DENSE_MODES
 from models.landmarks.hierarchical import LandmarkOutput
 from models.losses.landmarks import error_likelihood, presence_loss, wing_loss
+from models.types import JAW_COUNT
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -53,6 +54,8 @@ class LandmarkSamples:
     """Further vertices of the face model, pixels of the photos; NaN where they are not known."""
     dense_mirror: Int[np.ndarray, "D"] | None = None
     """Index of the mirror image of every dense point."""
+    outline: Float[np.ndarray, "M 17 2"] | None = None
+    """The jaw where people put it, on the visible outline, pixels of the photos; NaN where it is not known."""
 
     def mixed(self) -> bool:
         """Whether there is more than one convention."""
@@ -78,6 +81,7 @@ class ObjectiveSettings:
     annotated_share: float = 0.25
     """Real crops of annotated photos in a batch, where there are rendered ones beside them."""
     dense_weight: float = 0.5
+    outline_weight: float = 0.5
 
 
 class LandmarkObjective:
@@ -144,6 +148,9 @@ class LandmarkObjective:
         if batch.dense is not None:
             named["dense"] = self._dense_loss(output, batch.dense.to(device), batch.faces)
             total = total + settings.dense_weight * named["dense"]
+        if batch.outline is not None:
+            named["outline"] = self._outline_loss(output.outline[: batch.faces], batch.outline.to(device))
+            total = total + settings.outline_weight * named["outline"]
         named["error_px"] = (found[: batch.real] - points[: batch.real]).norm(dim=2).mean()
         return total, {name: value.detach() for name, value in named.items()}
 
@@ -157,6 +164,16 @@ class LandmarkObjective:
         error = wing_loss(found, target, width=settings.wing_width_px, curvature=settings.wing_curvature_px)
         doubt = error_likelihood(output.dense_log_sigma[:faces][known], found, target)
         return error.mean() + settings.likelihood_weight * doubt.mean()
+
+    def _outline_loss(self, found: Float[Tensor, "F 17 2"], outline: Float[Tensor, "F 17 2"]) -> Tensor:
+        """Wing of the outlines that are known."""
+        settings = self.settings
+        known = outline.isfinite().all(2).all(1)
+        if not known.any():
+            return found.sum() * 0.0
+        return wing_loss(
+            found[known], outline[known], width=settings.wing_width_px, curvature=settings.wing_curvature_px
+        ).mean()
 
     def _draw(self, count: int, random: np.random.Generator) -> Int[np.ndarray, "N 2"]:
         """Rows of a batch: from all alike, or from annotated and rendered photos in their shares."""
@@ -206,11 +223,14 @@ class LandmarkObjective:
         pixels = torch.from_numpy(np.concatenate([tight.images, wide.images, without]))
         warp = np.linalg.inv(tight.affine[:copies]) @ wide.affine
         which = np.concatenate([drawn[:, 0], drawn[:copies, 0]])
-        dense = None
+        dense = outline = None
+        affine, flipped = np.concatenate([tight.affine, wide.affine]), np.concatenate([flip, ~flip[:copies]])
         if samples.dense is not None and samples.dense_mirror is not None:
-            affine, flipped = np.concatenate([tight.affine, wide.affine]), np.concatenate([flip, ~flip[:copies]])
             inside = points_in_frames(samples.dense[which], affine, flipped, mirror=samples.dense_mirror)
             dense = torch.from_numpy(inside)
+        if samples.outline is not None:
+            inside = points_in_frames(samples.outline[which], affine, flipped, mirror=FLIP_PERMUTATION[:JAW_COUNT])
+            outline = torch.from_numpy(inside)
         return _TrainingBatch(
             images=jitter_colours(pixels, augmentation=self.augmentation, generator=random),
             points=torch.from_numpy(np.concatenate([tight.points, wide.points])),
@@ -220,6 +240,7 @@ class LandmarkObjective:
             convention=torch.from_numpy(samples.convention[which]) if samples.mixed() else None,  # type: ignore[index]
             weight=None if samples.weight is None else torch.from_numpy(samples.weight[which]).float(),
             dense=dense,
+            outline=outline,
         )
 
 
@@ -236,6 +257,7 @@ class _TrainingBatch:
     convention: Int[Tensor, "F"] | None
     weight: Float[Tensor, "F"] | None
     dense: Float[Tensor, "F D 2"] | None
+    outline: Float[Tensor, "F 17 2"] | None
 
 
 def _shift(shifts: Float[Tensor, "K F 68 2"], convention: Int[Tensor, "F"]) -> Float[Tensor, "F 68 2"]:

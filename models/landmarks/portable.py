@@ -16,16 +16,18 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from models.landmarks import finder as face_finder
-from models.landmarks.cascade import HierarchicalDetector, load_network
+from models.landmarks.cascade import NO_OUTLINE, HierarchicalDetector, load_network
 from models.landmarks.finder import FinderRun, load_finder
 from models.landmarks.guesses import CropReader, CropReading
 from models.landmarks.hierarchical import HierarchicalNetwork
 from models.onnx_graph import BATCH_ONLY, check_graph, open_session, write_graph
+from models.types import JAW_COUNT
 
 LANDMARK_FILE, FINDER_FILE = "landmarks.onnx", "finder.onnx"
 
 LANDMARK_OUTPUTS = ("points", "annotated", "log_sigma", "presence")
 DENSE_OUTPUTS = ("dense", "dense_log_sigma")
+OUTLINE_OUTPUT = "outline"
 FINDER_OUTPUTS = ("score", "offset", "log_side", "turn")
 INPUTS = ("image",)
 
@@ -40,12 +42,13 @@ Checked = TypeVar("Checked")
 
 
 class LandmarkGraph(nn.Module):
-    """Crops in [0, 1] to `LANDMARK_OUTPUTS`, and to `DENSE_OUTPUTS` where the network finds dense points."""
+    """Crops in [0, 1] to `LANDMARK_OUTPUTS`, to `DENSE_OUTPUTS` and to `OUTLINE_OUTPUT` where it finds those."""
 
     def __init__(self, network: HierarchicalNetwork) -> None:
         super().__init__()
         self.network = network
         self.outputs = LANDMARK_OUTPUTS + (DENSE_OUTPUTS if network.dense_points else ())
+        self.outputs += () if network.outline_head is None else (OUTLINE_OUTPUT,)
 
     def forward(self, image: Float[Tensor, "B 3 S S"]) -> tuple[Tensor, ...]:
         """Points in crop pixels, logarithms of their errors in crop pixels, logit of a face."""
@@ -116,7 +119,9 @@ def load_portable(place: Path, *, threads: int = 0, **options: Any) -> Hierarchi
     path = place / LANDMARK_FILE if place.is_dir() else place
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no exported landmark network; run train_detector first, or name its folder")
-    reader, settings = _open_landmarks(path, threads)
+    reader, settings, outlined = _open_landmarks(path, threads)
+    if options.get("convention") == "handmade" and not outlined:
+        raise ValueError(NO_OUTLINE.format(path))
     finder = path.with_name(FINDER_FILE)
     if finder.is_file():
         options.setdefault("finder", _open_finder(finder, threads))
@@ -125,6 +130,7 @@ def load_portable(place: Path, *, threads: int = 0, **options: Any) -> Hierarchi
         input_size_px=_field(path, settings, "input_size_px", int),
         mean_shape=_field(path, settings, "mean_shape", _shape),
         sigma_scale=_field(path, settings, "sigma_scale", float),
+        outlined=outlined,
         **options,
     )
 
@@ -164,7 +170,8 @@ def _photos(count: int, size: tuple[int, int]) -> tuple[Tensor, ...]:
     return (torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(count)),)
 
 
-def _open_landmarks(path: Path, threads: int) -> tuple[CropReader, dict[str, Any]]:
+def _open_landmarks(path: Path, threads: int) -> tuple[CropReader, dict[str, Any], bool]:
+    """What runs the network, its settings, and whether it finds the outline."""
     session = open_session(path, threads=threads)
     settings = _settings(path, session, "landmarks")
     names = [output.name for output in session.get_outputs()]
@@ -175,9 +182,10 @@ def _open_landmarks(path: Path, threads: int) -> tuple[CropReader, dict[str, Any
         found = dict(zip(names, session.run(names, {INPUTS[0]: pixels}), strict=True))
         if "dense" not in found:
             found |= {"dense": np.zeros((len(crops), 0, 2)), "dense_log_sigma": np.zeros((len(crops), 0))}
+        found.setdefault(OUTLINE_OUTPUT, found["points"][:, :JAW_COUNT])
         return CropReading(*(found[name] for name in CropReading._fields))
 
-    return read, settings
+    return read, settings, OUTLINE_OUTPUT in names
 
 
 def _open_finder(path: Path, threads: int) -> FinderRun:

@@ -23,7 +23,7 @@ from models.face.procedural import procedural_face
 from models.landmarks.accuracy import reliability_curve
 from models.landmarks.detector import Detection
 from models.landmarks.framing import landmark_box
-from tasks.artifacts import IMAGES, SAMPLES, write_table
+from tasks.artifacts import IMAGES, SAMPLES, read_table, write_table
 from tasks.images import encode
 from tasks.landmark_pictures import worst_first, write_curves, write_sheet
 
@@ -160,6 +160,18 @@ class TestStore:
         photos = open_photos(store, split="test")
         assert abs(photos.yaw_deg[1]) == pytest.approx(np.rad2deg(0.5), abs=1e-3)
         assert photos.yaw_deg[0] == pytest.approx(fitted_yaw(face_points()[None])[0])
+
+    def test_handmade_points_of_rendered_photos_have_their_jaw_on_the_outline(self, store: Path) -> None:
+        assert open_photos(store, handmade=True).names == ["p1", "p2"]
+        samples = read_table(store / "samples.parquet", SAMPLES).to_pylist()
+        samples[2]["outline"] = (face_points()[:17] + 5.0).ravel().tolist()
+        write_table(store / "samples.parquet", samples, SAMPLES)
+        photos = open_photos(store, handmade=True)
+        assert photos.names == ["p1", "p2", "r1"]
+        np.testing.assert_array_equal(photos.points[:2], [face_points()] * 2)
+        np.testing.assert_allclose(photos.points[2, :17], face_points()[:17] + 5.0)
+        np.testing.assert_array_equal(photos.points[2, 17:], face_points()[17:])
+        np.testing.assert_array_equal(open_photos(store).points[2], face_points())
 
     def test_rendered_photos_are_told_from_annotated_ones(self, store: Path) -> None:
         assert open_photos(store).rendered

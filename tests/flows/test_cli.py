@@ -127,6 +127,10 @@ def test_landmarks_of_a_trained_workspace(tmp_path: Path) -> None:
         assert text.split()[-1] == str(out / convention / "landmarks.csv")
         names = {path.name for path in (out / convention).iterdir()}
         assert {"face.pts", "face_landmarks.png", "landmarks.csv"} <= names
+    code, text = invoke("landmarks", str(photo), "-w", str(tmp_path / "w"), "-o", str(out), "--convention", "handmade")
+    assert code == 2
+    assert text.count("\n") == 1
+    assert "knows no outline, which points of convention handmade need; take annotated or model" in text
 
 
 @pytest.mark.parametrize(

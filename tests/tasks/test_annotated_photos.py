@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,11 @@ from tests.ingest_sources import params
 RENDERED = {"kind": "synthetic", "name": "photos", "persons": 3}
 
 
-def write_photos(workspace: Workspace, dense_points: list[int | None]) -> None:
-    """Photos with a face of 150 pixels each; as many of its points are also its dense ones."""
+def write_photos(workspace: Workspace, dense_points: list[int | None], *, outlines: Sequence[int] = ()) -> None:
+    """Photos with a face of 150 pixels each; as many of its points are also its dense ones.
+
+    `outlines`: photos whose outline is known, their jaw.
+    """
     random = np.random.default_rng(0)
     rows, images = [], []
     for number, count in enumerate(dense_points):
@@ -30,6 +34,7 @@ def write_photos(workspace: Workspace, dense_points: list[int | None]) -> None:
                 "landmarks": points.ravel(),
                 "rotation": [0.0, 0.1, 0.0],
                 "dense": None if count is None else points[:count].ravel(),
+                "outline": points[:17].ravel() if number in outlines else None,
             }
         )
         images.append({"sample_id": f"sample{number}", "image": encode(np.full((400, 400, 3), number, np.uint8))})
@@ -54,11 +59,26 @@ def test_dense_points_move_with_the_landmarks(tmp_path: Path, size_px: int | Non
     np.testing.assert_array_equal(photos.take(np.array([2])).dense, photos.dense[2:])
 
 
+@pytest.mark.parametrize("dense", [10, None])
+@pytest.mark.parametrize("size_px", [None, 64])
+def test_outlines_move_with_the_landmarks(tmp_path: Path, size_px: int | None, dense: int | None) -> None:
+    workspace = Workspace(tmp_path)
+    write_photos(workspace, [dense, None, None], outlines=[1, 2])
+    photos = load_annotated(params(RENDERED), workspace, "train", size_px=size_px)
+    assert photos.outline is not None
+    assert photos.outline.shape == (3, 17, 2)
+    assert np.isnan(photos.outline[0]).all()
+    np.testing.assert_allclose(photos.outline[1:], photos.points[1:, :17], atol=1e-3)
+    assert (photos.dense is None) == (dense is None)
+    part = photos.take(np.array([2, 0]))
+    np.testing.assert_array_equal(part.outline, photos.outline[[2, 0]])
+
+
 def test_no_dense_points(tmp_path: Path) -> None:
     workspace = Workspace(tmp_path)
     write_photos(workspace, [None, None])
     photos = load_annotated(params(RENDERED), workspace, "train", size_px=64)
-    assert photos.dense is photos.of_face_model().dense is None
+    assert photos.dense is photos.of_face_model().dense is photos.outline is None
 
 
 def test_dense_points_of_different_numbers(tmp_path: Path) -> None:

@@ -12,10 +12,20 @@ import pytest
 
 from tasks import train_detector as stage
 from tasks.annotated_photos import neighbourhood
-from tasks.artifacts import IMAGES, LANDMARKS, QUARANTINE, SAMPLES, Workspace, read_json, read_table, write_table
-from tasks.detect import detect_landmarks, detect_shard, merge, shards
+from tasks.artifacts import (
+    IMAGES,
+    LANDMARKS,
+    QUARANTINE,
+    SAMPLES,
+    Workspace,
+    load_checkpoint,
+    read_json,
+    read_table,
+    write_table,
+)
+from tasks.detect import detect_landmarks, detect_shard, merge, open_detector, shards
 from tasks.detector_errors import normalized_error
-from tasks.images import encode
+from tasks.images import encode, read_images
 from tasks.params import Params, parse_params
 from tasks.train_detector import train_detector
 
@@ -45,10 +55,10 @@ def ellipse_points(centre: Sequence[float], side: float) -> np.ndarray:
     return np.array(centre) + 0.5 * side * np.stack([0.8 * np.cos(turn), np.sin(turn)], 1)
 
 
-def write_ingest(workspace: Workspace, count: int, *, annotated: int, dense: int = 0) -> None:
+def write_ingest(workspace: Workspace, count: int, *, annotated: int, dense: int = 0, outlined: bool = False) -> None:
     """Photos of an ellipse each; the first ones are annotated, every fifth is for validation.
 
-    `dense`: so many further points of every second annotated photo.
+    `dense`: so many further points of every second annotated photo; `outlined`: and its outline, beside the jaw.
     """
     random = np.random.default_rng(0)
     samples, images = [], []
@@ -73,6 +83,7 @@ def write_ingest(workspace: Workspace, count: int, *, annotated: int, dense: int
                 "landmarks": points.ravel().tolist() if known else None,
                 "rotation": [0.0, random.uniform(-1.3, 1.3), 0.0] if known else None,
                 "dense": points[:dense].ravel().tolist() if dense and known and number % 2 else None,
+                "outline": (points[:17] + 1.0).ravel().tolist() if outlined and known and number % 2 else None,
             }
         )
         images.append({"sample_id": f"sample{number:03d}", "image": encode(image)})
@@ -115,7 +126,7 @@ class TestTrainDetector:
         assert metrics["imbalance_after"] <= params.train_detector.balance_tolerance
         # 48 photos twice in steps of 8.
         assert metrics["steps"] == 12
-        assert "validation_dense_nme" not in metrics
+        assert not {"validation_dense_nme", "validation_outline_nme"} & set(metrics)
         # What a killed run goes on from; its folders may stay.
         assert not any(path.is_file() for path in workspace.progress("train_detector").rglob("*"))
         detect_landmarks(params, workspace)
@@ -151,6 +162,26 @@ class TestTrainDetector:
         ]
         assert len(errors) == 5
         assert metrics["validation_dense_nme"] == pytest.approx(np.mean(errors), rel=1e-3)
+
+    def test_outlines_are_learned_and_measured(self, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(stage, "export_detector", lambda content, folder: {})
+        write_ingest(workspace, 50, annotated=50, outlined=True)
+        params = make_params("hierarchical", ingest={"outlines": True}, finder_steps=0, min_face_score=0.0)
+        train_detector(params, workspace)
+        folder = workspace.folder("train_detector")
+        content = load_checkpoint(folder / "checkpoint.pt")
+        assert content["outline"]
+        assert content["weights"]["outline_head.offsets.bias"].abs().max() > 0.0
+        detector = open_detector(params, workspace, convention="handmade")
+        errors = []
+        for row in samples(workspace):
+            if row["outline"] and row["split"] == "validation":
+                found = detector.detect([read_images(workspace, [row["sample_id"]])[row["sample_id"]]])[0]
+                assert found is not None
+                outline, points = (np.reshape(row[name], (1, -1, 2)) for name in ("outline", "landmarks"))
+                errors.append(normalized_error(found.landmarks[None, :17], outline, box_of=points))
+        assert len(errors) == 5
+        assert read_json(folder / "metrics.json")["validation_outline_nme"] == pytest.approx(np.mean(errors), rel=1e-2)
 
     def test_dense_points_of_another_number_are_refused(self, workspace: Workspace) -> None:
         write_ingest(workspace, 40, annotated=40, dense=9)

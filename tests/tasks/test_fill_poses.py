@@ -70,7 +70,7 @@ class TestFillPoses:
     def test_turned_copies_come_after_the_photos(self, portraits: AnnotatedPhotos, face: MorphableModel) -> None:
         filled = fill_poses(portraits, face, SECTION, seed=0)
         added = len(filled.images) - 13
-        assert filled.dense is None
+        assert filled.dense is filled.outline is None
         assert 8 <= added <= 12
         assert filled.convention.tolist() == [1] * 12 + [0] + [1] * added
         assert (np.abs(filled.yaw_deg[13:]) > 30.0).all()
@@ -81,11 +81,17 @@ class TestFillPoses:
             np.sign(nose - eyes) == np.sign(nose - eyes)[0] * np.sign(filled.yaw_deg[13:] * filled.yaw_deg[13])
         ).all()
 
-    def test_turned_copies_have_no_dense_points(self, portraits: AnnotatedPhotos, face: MorphableModel) -> None:
+    def test_turned_copies_have_no_dense_points_and_no_outline(
+        self, portraits: AnnotatedPhotos, face: MorphableModel
+    ) -> None:
         dense = np.full((13, 5, 2), np.nan, np.float32)
         dense[12] = 7.0
-        filled = fill_poses(replace(portraits, dense=dense), face, SECTION, seed=0)
+        outline = np.full((13, 17, 2), 3.0, np.float32)
+        filled = fill_poses(replace(portraits, dense=dense, outline=outline), face, SECTION, seed=0)
         assert filled.dense is not None
+        assert filled.outline is not None
+        np.testing.assert_array_equal(filled.outline[:13], outline)
+        assert np.isnan(filled.outline[13:]).all()
         np.testing.assert_array_equal(filled.dense[:13], dense)
         assert np.isnan(filled.dense[13:]).all()
         assert len(filled.dense) == len(filled.images) > 13

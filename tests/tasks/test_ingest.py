@@ -286,6 +286,29 @@ def test_rendered_photos_bring_further_vertices_of_the_own_face_model(modelled: 
         assert np.ptp(dense, axis=0).max() > 10
 
 
+def test_every_rendered_photo_may_bring_its_outline(modelled: Workspace) -> None:
+    other = {"kind": "synthetic", "name": "other", "persons": 2, "size_px": 64, "face_model": {"kind": "procedural"}}
+    sources = (*SYNTHETIC, other, photos())
+    put(modelled, {"a.png": content(picture(0))})
+    ingest(params(*sources, face_model=TINY), modelled)
+    without = samples(modelled)
+    assert {row["outline"] for row in without} == {None}
+    ingest(params(*sources, face_model=TINY, outlines=True), modelled)
+    rows = samples(modelled)
+    # The photos are the same: a sample's name is the hash of its pixels.
+    assert [{**row, "outline": None} for row in rows] == without
+    for row in rows:
+        if row["source"] == "album":
+            assert row["outline"] is None
+            continue
+        assert np.shape(row["outline"]) == (34,)
+        if row["source"] == "other":
+            outline, points = (np.reshape(row[name], (-1, 2)) for name in ("outline", "landmarks"))
+            size = np.ptp(points, axis=0).max()
+            assert np.linalg.norm(outline[8] - points[8]) < 0.1 * size
+            assert np.linalg.norm(outline - points[:17], axis=1).max() < 0.6 * size
+
+
 def test_strong_photos_before_those_of_a_source(modelled: Workspace) -> None:
     green = np.zeros((80, 80, 3), np.uint8)
     green[..., 1] = 240

@@ -69,6 +69,7 @@ def test_duplicates_merge_what_they_know(tmp_path: Path) -> None:
     store.accept(candidate(1, "anna"))
     store.accept(candidate(1, "anna", landmarks=POINTS))
     known = {"rotation": np.ones(3, np.float32), "dense": np.arange(6, dtype=np.float32).reshape(3, 2)}
+    known["outline"] = np.arange(34, dtype=np.float32).reshape(17, 2)
     store.accept(candidate(1, "anna", landmarks=POINTS + 1, **known))
     account = store.close(one_split, sources=["photos"])["total"]
     assert (account["found"], account["accepted"], account["reasons"]) == (3, 1, {"duplicate": 2})
@@ -76,6 +77,7 @@ def test_duplicates_merge_what_they_know(tmp_path: Path) -> None:
     assert row["landmarks"] == POINTS.ravel().tolist()
     assert row["rotation"] == [1, 1, 1]
     assert row["dense"] == [0, 1, 2, 3, 4, 5]
+    assert row["outline"] == list(range(34))
     for refused in read_table(tmp_path / "quarantine.parquet", QUARANTINE).to_pylist():
         assert refused["sample_id"] == row["sample_id"]
         assert "anna-1.png of source photos" in refused["detail"]

@@ -137,9 +137,24 @@ def test_further_vertices_are_where_the_landmarks_of_the_same_vertices_are(
     chosen = source(persons=1, randomization=randomization)
     plain, beside = (list(synthesize(chosen, face_model, seed=5, dense=dense)) for dense in (None, vertices[10:50]))
     for photo, other in zip(plain, beside, strict=True):
-        assert photo.dense is None
+        assert photo.dense is photo.outline is None
         np.testing.assert_allclose(other.dense, photo.landmarks[10:50], atol=1e-3)
         assert photo.content == other.content
+
+
+@pytest.mark.parametrize("randomization", ["plain", "strong"])
+def test_outlines_run_around_the_face(face_model: MorphableModel, randomization: str) -> None:
+    chosen = source(persons=2, randomization=randomization)
+    plain, outlined = (list(synthesize(chosen, face_model, seed=5, outlines=wanted)) for wanted in (False, True))
+    for photo, other in zip(plain, outlined, strict=True):
+        assert photo.content == other.content
+        np.testing.assert_array_equal(photo.landmarks, other.landmarks)
+        assert other.outline is not None
+        assert other.outline.shape == (17, 2)
+        middle = photo.landmarks.mean(0)
+        reach = np.linalg.norm(other.outline - middle, axis=1) / np.ptp(photo.landmarks, axis=0).max()
+        assert reach.max() < 0.9
+        assert np.ptp(other.outline, axis=0).max() > 0.4 * np.ptp(photo.landmarks, axis=0).max()
 
 
 # rerendered
@@ -157,6 +172,9 @@ def test_rerendered_photos_show_the_same_mesh(face_model: MorphableModel, photos
     assert [photo.content for photo in alone] == [photo.content for photo in rendered[3:]]
     beside = next(rerender(again, face_model, meshes, seed=0, dense=face_model.landmark_vertices.numpy()))
     np.testing.assert_allclose(beside.dense, rendered[0].landmarks, atol=1e-3)
+    outlined = next(rerender(again, face_model, meshes, seed=0, outlines=True))
+    assert outlined.content == rendered[0].content
+    assert np.isfinite(outlined.outline).all()
 
 
 # what is drawn at random

@@ -16,8 +16,8 @@ from tasks import validate
 from tasks.artifacts import (
     CLEAN,
     CROPS,
-    DENSE_COLUMNS,
     LANDMARKS,
+    POINT_COLUMNS,
     QUARANTINE,
     Workspace,
     read_json,
@@ -237,7 +237,7 @@ def test_clean_rows_carry_everything(tmp_path: Path, label_data: MakeData, label
     assert [row["sample_id"] for row in clean] == [row["sample_id"] for row in data.samples]
     for number, row in enumerate(clean):
         detected = data.landmarks[len(clean) - 1 - number]
-        for field in (name for name in LANDMARKS.names[1:] if name not in DENSE_COLUMNS):
+        for field in (name for name in LANDMARKS.names[1:] if name not in POINT_COLUMNS):
             assert row[field] == pytest.approx(detected[field], rel=1e-6)
         sample = data.samples[number]
         if sample["landmarks"] is None:

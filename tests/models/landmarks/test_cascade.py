@@ -20,6 +20,7 @@ from models.landmarks.finder import FaceFinder, finder_content
 from models.landmarks.hierarchical import HierarchicalNetwork, NetworkWidths
 from tests.coordinate_photo import (
     ANNOTATION_SHIFT,
+    OUTLINE_SHIFT,
     BoxFinder,
     CoordinateReader,
     circle_shape,
@@ -110,6 +111,31 @@ class TestWithFinder:
     def test_annotated_points(self) -> None:
         ours = detector(CoordinateReader([LARGE]), BoxFinder(LARGE_BOX), convention="annotated")
         assert_points(ours.detect_all([coordinate_photo()])[0][0], LARGE + ANNOTATION_SHIFT)
+
+    def test_handmade_points_have_their_jaw_on_the_outline(self) -> None:
+        ours = detector(CoordinateReader([LARGE]), BoxFinder(LARGE_BOX), convention="handmade", outlined=True)
+        (face,) = ours.detect_all([coordinate_photo()])[0]
+        expected = LARGE.copy()
+        expected[:17] += OUTLINE_SHIFT
+        assert_points(face, expected)
+        np.testing.assert_allclose(face.box, [*face.landmarks.min(0), *face.landmarks.max(0)], atol=1e-4)
+        assert face.outline is not None
+        np.testing.assert_array_equal(face.outline, face.landmarks[:17])
+
+    def test_the_outline_comes_with_any_convention(self) -> None:
+        for outlined in (True, False):
+            ours = detector(CoordinateReader([LARGE]), BoxFinder(LARGE_BOX), outlined=outlined)
+            (face,) = ours.detect_all([coordinate_photo()])[0]
+            assert_points(face, LARGE)
+            if not outlined:
+                assert face.outline is None
+                continue
+            assert face.outline is not None
+            np.testing.assert_allclose(face.outline, LARGE[:17] + OUTLINE_SHIFT, atol=0.6)
+
+    def test_no_outline_no_handmade_points(self) -> None:
+        with pytest.raises(ValueError, match=r"knows no outline.*take annotated or model, or train it.*outlines: true"):
+            detector(CoordinateReader([LARGE]), BoxFinder(LARGE_BOX), convention="handmade")
 
     def test_dense_points_come_back_to_the_photo(self) -> None:
         ours = detector(CoordinateReader([LARGE], dense_points=20), BoxFinder(LARGE_BOX))

@@ -20,6 +20,7 @@ def guesses(*rows: tuple[int, float, float, float, float], dense: int = 0) -> Gu
         np.array([row[3] for row in rows]),
         points[:, :dense],
         np.full((len(rows), dense), 0.1),
+        points[:, :17] + 2.0,
     )
 
 
@@ -54,6 +55,7 @@ def test_mirrored_dense_points_do_not_count() -> None:
     mean = first.average(second)
     np.testing.assert_allclose(mean.points, first.points + [5.0, 0.0])
     np.testing.assert_allclose(mean.annotated, first.annotated + [5.0, 0.0])
+    np.testing.assert_allclose(mean.outline, first.outline + [5.0, 0.0])
     np.testing.assert_allclose(mean.sigma, 0.03)
     np.testing.assert_allclose(mean.presence, 0.7)
     np.testing.assert_array_equal(mean.dense, first.dense)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.landmarks.heads import ConventionMap, DenseHead
+from models.landmarks.heads import ConventionMap, DenseHead, OutlineHead
 from models.landmarks.hierarchical import HierarchicalNetwork, NetworkWidths
 from tests.models.landmarks.conftest import face_shape
 
@@ -71,6 +71,53 @@ class TestDenseHead:
             output = network(image)
             assert output.dense.shape == (2, count, 2)
             assert output.dense_log_sigma.shape == (2, count)
+
+
+class TestOutlineHead:
+    def test_starts_as_no_shift(self) -> None:
+        shift = OutlineHead(5)(torch.randn(2, 5), torch.rand(2, 68, 2))
+        assert torch.equal(shift, torch.zeros(2, 17, 2))
+
+    def test_reads_features_and_points(self) -> None:
+        head = OutlineHead(5)
+        with torch.no_grad():
+            head.offsets.weight[0, 1] = 2.0
+            head.offsets.weight[33, 5 + 3] = 1.0
+        hidden, points = torch.randn(2, 5), torch.rand(2, 68, 2)
+        shift = head(hidden, points)
+        torch.testing.assert_close(shift[:, 0, 0], 0.1 * 2.0 * hidden[:, 1])
+        torch.testing.assert_close(shift[:, 16, 1], 0.1 * 3.0 * points[:, 1, 1])
+        assert int((shift != 0.0).sum()) == 4
+
+    def test_network_with_and_without(self) -> None:
+        image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+        torch.manual_seed(3)
+        without = HierarchicalNetwork(64, widths=SMALL, dense_points=4).eval()
+        torch.manual_seed(3)
+        network = HierarchicalNetwork(64, widths=SMALL, dense_points=4, outline=True).eval()
+        before, weights = without.state_dict(), network.state_dict()
+        assert {name for name in weights if name not in before} == {
+            "outline_head.offsets.weight",
+            "outline_head.offsets.bias",
+        }
+        for name, weight in before.items():
+            assert torch.equal(weight, weights[name]), name
+        for one in (without, network):
+            output = one(image)
+            assert torch.equal(output.outline, output.points[:, :17])
+        with torch.no_grad():
+            assert network.outline_head is not None
+            network.outline_head.offsets.bias[4] = 0.5
+        moved = network(image)
+        expected = moved.points[:, :17] + torch.eye(34)[4].view(17, 2) * 0.1 * 0.5 * 64
+        torch.testing.assert_close(moved.outline, expected)
+
+    def test_the_outline_does_not_pull_the_points(self) -> None:
+        network = HierarchicalNetwork(64, widths=SMALL, outline=True)
+        network(torch.rand(2, 3, 64, 64)).outline.sum().backward()
+        assert network.outline_head is not None
+        assert network.outline_head.offsets.bias.grad is not None
+        assert network.coefficients.weight.grad is None
 
 
 class TestConventionsOfTheNetwork:

@@ -307,6 +307,71 @@ class TestDensePoints:
         assert errors[1] < 0.6 * errors[0]
 
 
+def widened(points: np.ndarray) -> np.ndarray:
+    """The jaw, farther out than its points (N, 17, 2)."""
+    middle = points.mean(1, keepdims=True)
+    return middle + 1.2 * (points[:, :17] - middle)
+
+
+@pytest.fixture
+def outlined_faces(drawn_faces: LandmarkSamples) -> LandmarkSamples:
+    """Two thirds of the drawings with their outline."""
+    outline = widened(drawn_faces.points)
+    outline[::3] = np.nan
+    return replace(drawn_faces, outline=outline)
+
+
+class TestOutlines:
+    def test_they_follow_the_crops_and_change_nothing_else(
+        self, drawn_faces: LandmarkSamples, outlined_faces: LandmarkSamples
+    ) -> None:
+        batches = [
+            LandmarkObjective(samples, ROWS, settings=ObjectiveSettings(batch_size=16), size_px=SIZE)._batch(
+                np.random.default_rng(2)
+            )
+            for samples in (drawn_faces, outlined_faces)
+        ]
+        assert batches[0].outline is None
+        assert torch.equal(batches[0].images, batches[1].images)
+        assert torch.equal(batches[0].points, batches[1].points)
+        outline, expected = batches[1].outline, torch.from_numpy(widened(batches[1].points.numpy()))
+        assert outline is not None
+        known = outline.isfinite().all(2).all(1)
+        assert 0 < int(known.sum()) < len(known)
+        # Mirrored crops are among them, and have the jaw in its usual order.
+        torch.testing.assert_close(outline[known], expected[known], atol=1e-3, rtol=0)
+
+    def test_unknown_outlines_teach_nothing(self, drawn_faces: LandmarkSamples) -> None:
+        losses = []
+        for outline in (None, np.full((24, 17, 2), np.nan, np.float32)):
+            samples = replace(drawn_faces, outline=outline)
+            objective = LandmarkObjective(samples, ROWS, settings=ObjectiveSettings(batch_size=4), size_px=SIZE)
+            torch.manual_seed(0)
+            network = HierarchicalNetwork(SIZE, widths=SMALL, outline=True)
+            loss, named = objective(network, torch.Generator().manual_seed(1))
+            losses.append(float(loss.detach()))
+        assert float(named["outline"]) == 0.0
+        assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+    def test_a_few_steps_bring_them_closer(self, outlined_faces: LandmarkSamples, tmp_path: Path) -> None:
+        torch.manual_seed(0)
+        modes = coordinate_modes(outlined_faces, size_px=SIZE, generator=np.random.default_rng(0))
+        network = HierarchicalNetwork(SIZE, widths=SMALL, modes=modes, outline=True)
+        averaged = AveragedNetwork(network, decay=0.9)
+        fit(outlined_faces, averaged, steps=60, progress=tmp_path)
+        rows = np.stack([np.arange(0, 24, 3), np.arange(8) % 2], 1)
+        objective = LandmarkObjective(
+            replace(outlined_faces, outline=None), rows, settings=ObjectiveSettings(batch_size=8), size_px=SIZE
+        )
+        batch = objective._batch(np.random.default_rng(5))
+        with torch.no_grad():
+            output = averaged.average.eval()(batch.images[:8])
+        expected = torch.from_numpy(widened(batch.points[:8].numpy()))
+        # Those whose outline was never shown find theirs as well, closer than the jaw of their points.
+        found, jaw = ((one - expected).norm(dim=2).mean() for one in (output.outline, output.points[:, :17]))
+        assert found < 0.7 * jaw
+
+
 LAYERS = ("coefficients", "log_sigma")
 MODES = (coordinate_modes, dense_modes)
 

@@ -30,8 +30,9 @@ def random_content(**options: Any) -> dict[str, Any]:
     mean = torch.from_numpy(circle_shape()).float().flatten() / 1.25
     network = HierarchicalNetwork(64, widths=SMALL, modes=(mean, 0.02 * torch.eye(136)), **options).eval()
     finder = FaceFinder(widths=TINY).eval()
+    further = [] if network.outline_head is None else network.outline_head.parameters()
     with torch.no_grad():
-        for parameter in [network.log_sigma.weight, *network.conventions.parameters(), finder.read.weight]:
+        for parameter in [network.log_sigma.weight, *network.conventions.parameters(), finder.read.weight, *further]:
             torch.nn.init.normal_(parameter, std=0.05)
         finder.read.bias[0] = -0.5
     return detector_content(network, mean_shape=circle_shape(), sigma_scale=1.5, finder=finder_content(finder))
@@ -39,7 +40,7 @@ def random_content(**options: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def content() -> dict[str, Any]:
-    return random_content(dense_points=6)
+    return random_content(dense_points=6, outline=True)
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +63,35 @@ def photos() -> list[np.ndarray]:
 def test_landmarks_are_those_of_torch(folder: Path, content: dict[str, Any], count: int) -> None:
     crops = np.random.default_rng(2).integers(0, 256, (count, 64, 64, 3)).astype(np.uint8)
     expected, found = load_hierarchical(content).read_crops(crops), load_portable(folder).read_crops(crops)
-    for name in ("points", "annotated", "dense"):
+    for name in ("points", "annotated", "dense", "outline"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-3, rtol=0)
     for name in ("log_sigma", "presence", "dense_log_sigma"):
         np.testing.assert_allclose(getattr(found, name), getattr(expected, name), atol=1e-3, rtol=1e-3)
     assert np.abs(found.annotated - found.points).max() > 0.1
+    assert np.abs(found.outline - found.points[:, :17]).max() > 0.1
+
+
+@pytest.mark.parametrize("outline", [True, False])
+def test_handmade_points_need_an_outline(tmp_path: Path, photos: list[np.ndarray], outline: bool) -> None:
+    content = random_content(outline=outline)
+    export_detector(content, tmp_path)
+    options = {"convention": "handmade", "min_face_score": 0.0}
+    if outline:
+        expected, found = (
+            one.detect(photos[:2])
+            for one in (load_hierarchical(content, **options), load_portable(tmp_path, **options))
+        )
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours is not None
+            assert theirs is not None
+            np.testing.assert_allclose(ours.landmarks, theirs.landmarks, atol=1e-3, rtol=1e-5)
+        return
+    message = "this landmark network knows no outline, which points of convention handmade need"
+    with pytest.raises(ValueError, match=f"landmark detector: {message}"):
+        load_hierarchical(content, **options)
+    with pytest.raises(ValueError, match=rf"landmarks\.onnx: {message}"):
+        load_portable(tmp_path, **options)
+    assert load_portable(tmp_path, min_face_score=0.0).detect(photos[:1])[0].outline is None  # type: ignore[union-attr]
 
 
 def test_boxes_are_those_of_torch(folder: Path, content: dict[str, Any], photos: list[np.ndarray]) -> None:
