@@ -54,7 +54,7 @@ from models.landmarks.accuracy import (
     reliability_curve,
 )
 from models.landmarks.detector import LandmarkDetector
-from tasks.artifacts import replace_file, write_json
+from tasks.artifacts import replace_file, without_nan, write_json
 from tasks.images import ImageError
 from tasks.landmark_pictures import worst_first, write_curves, write_sheet
 
@@ -159,15 +159,6 @@ def report(evaluation: Evaluation, photos: AnnotatedSet, *, edges_deg: list[floa
             "worst": [photos.names[evaluation.rows[row]] for row in worst_first(faces)],
         }
     )
-
-
-def without_nan(value: Any) -> Any:
-    """The same with None for every number that is not finite, as JSON wants it."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [without_nan(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_rows(path: Path, evaluation: Evaluation, photos: AnnotatedSet) -> None:

@@ -100,7 +100,7 @@ def load_annotated(
         sizes = [0 if one is None else one.shape[1] for one in further]
         points, *parts = np.split(moved, np.cumsum([68, *sizes[:-1]]), axis=1)
         further = [part if part.shape[1] else None for part in parts]
-    of_source = _conventions(params, workspace)
+    of_source = _conventions(params, workspace, without)
     convention = np.array(
         [of_source.get(row["source"], 0) if one else ANNOTATED for row, one in zip(rows, known, strict=True)]
     )
@@ -122,12 +122,12 @@ def _further_points(column: pa.ChunkedArray, name: str) -> np.ndarray | None:
     return points
 
 
-def _conventions(params: Params, workspace: Workspace) -> dict[str, int]:
+def _conventions(params: Params, workspace: Workspace, without: Collection[str]) -> dict[str, int]:
     """Number of the convention of every source that shows another face model than the workspace's."""
     others = {
         source.name: source.face_model
         for source in params.ingest.sources
-        if isinstance(source, SyntheticSource) and source.face_model is not None
+        if isinstance(source, SyntheticSource) and source.face_model is not None and source.name not in without
     }
     if not others:
         return {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -207,6 +208,15 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     if not table.schema.equals(schema):
         raise ValueError(f"{path}: columns {table.column_names}, expected {schema.names}; run {path.parent.name} again")
     return table
+
+
+def without_nan(value: Any) -> Any:
+    """The same with None for every number that is not finite, as JSON wants it."""
+    if isinstance(value, dict):
+        return {key: without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_json(path: Path, data: Any) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from models.landmarks.cascade import HierarchicalDetector
-from models.landmarks.detector import CONFIDENCE_SIGMA, PROVIDED_SIGMA, Detection
+from models.landmarks.detector import PROVIDED_SIGMA, Detection, sigma_from_confidence
 from models.landmarks.error_model import (
     DetectorErrors,
     FoundFaces,
@@ -91,7 +91,7 @@ def _found_faces(
     return FoundFaces(
         errors=(np.array([one.landmarks for one in detections]) - annotated) / side,
         deviation=individual_deviation(annotated, mean_points) / side,
-        sigma=expected_errors(detections),
+        sigma=sigma_from_confidence(np.array([one.confidence for one in detections])),
         yaw_deg=photos.yaw_deg[hits],
     )
 
@@ -119,11 +119,6 @@ def _further_error(
         return None
     known = np.array([found[row] for row in rows.tolist()])
     return float(normalized_error(known, annotated[rows], box_of=landmarks[rows]).mean())
-
-
-def expected_errors(detections: list[Detection]) -> np.ndarray:
-    """What the detector expected of each point, (N, 68) larger sides of the points' boxes."""
-    return CONFIDENCE_SIGMA * np.sqrt(1.0 / np.array([one.confidence for one in detections]) - 1.0)
 
 
 def normalized_error(detected: np.ndarray, annotated: np.ndarray, *, box_of: np.ndarray | None = None) -> np.ndarray:

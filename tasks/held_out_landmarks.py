@@ -15,8 +15,9 @@ from models.landmarks.accuracy import (
     measure_accuracy,
     reliability_curve,
 )
+from models.landmarks.cascade import Convention
 from tasks.annotated_photos import ANNOTATED, AnnotatedPhotos, load_annotated
-from tasks.artifacts import Workspace
+from tasks.artifacts import Workspace, without_nan
 from tasks.detect import open_detector
 from tasks.landmark_pictures import write_curves, write_sheet
 from tasks.params import Params
@@ -29,7 +30,7 @@ BATCH = 64
 class HeldOutLandmarks:
     """What the detector made of photos that no training has seen."""
 
-    convention: str
+    convention: Convention
     """`annotated` where photos came with points, else `model`: rendered photos."""
     photos: AnnotatedPhotos
     faces: MeasuredFaces
@@ -41,11 +42,14 @@ class HeldOutLandmarks:
         }
         calibration = calibration_error(reliability_curve(self.faces))
         numbers = {**asdict(measure_accuracy(self.faces)), "calibration_error": calibration}
-        return {
-            "convention": self.convention,
-            **_without_nan(numbers),
-            "by_yaw": {name: _without_nan(values) for name, values in by_yaw.items() if values["count"]},
-        }
+        measured: dict[str, Any] = without_nan(
+            {
+                "convention": self.convention,
+                **numbers,
+                "by_yaw": {name: values for name, values in by_yaw.items() if values["count"]},
+            }
+        )
+        return measured
 
     def write_pictures(self, folder: Path) -> None:
         """`landmarks_worst.png` and `landmarks_accuracy.png`."""
@@ -64,11 +68,11 @@ def measure_held_out(params: Params, workspace: Workspace) -> HeldOutLandmarks |
     apart = {source.name for source in params.ingest.sources if detector_only(source)}
     photos = load_annotated(params, workspace, "test", size_px=None, without=apart)
     real = np.flatnonzero(photos.convention == ANNOTATED)
-    convention = "annotated" if len(real) else "model"
+    convention: Convention = "annotated" if len(real) else "model"
     photos = photos.take(real) if len(real) else photos.of_face_model()
     if not photos.images:
         return None
-    detector = open_detector(params, workspace, convention=convention)  # type: ignore[arg-type]
+    detector = open_detector(params, workspace, convention=convention)
     found = np.full((len(photos.images), 68, 2), np.nan)
     confidence = np.full((len(photos.images), 68), np.nan)
     for start in range(0, len(photos.images), BATCH):
@@ -80,9 +84,3 @@ def measure_held_out(params: Params, workspace: Workspace) -> HeldOutLandmarks |
         photos,
         MeasuredFaces(photos.points.astype(np.float64), found, confidence, photos.yaw_deg.astype(np.float64)),
     )
-
-
-def _without_nan(values: dict[str, Any]) -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and not np.isfinite(value) else value for name, value in values.items()
-    }

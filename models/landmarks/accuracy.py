@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from models.landmarks.detector import CONFIDENCE_SIGMA
+from models.landmarks.detector import sigma_from_confidence
 from models.landmarks.framing import box_side, landmark_box
 
 EYE_CORNERS = (36, 45)
@@ -225,11 +225,6 @@ def bootstrap_intervals(
         low, high = np.quantile(means, ends).tolist() if len(means) else (math.nan, math.nan)
         intervals[name] = (low, high)
     return intervals
-
-
-def sigma_from_confidence(confidence: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
-    """Expected error per coordinate, in larger sides of the points' box; the inverse of `confidence_from_sigma`."""
-    return CONFIDENCE_SIGMA * np.sqrt(np.maximum(1.0 / confidence - 1.0, 0.0))
 
 
 def reliability_curve(faces: MeasuredFaces, *, bins: int = 10) -> list[ReliabilityBin]:

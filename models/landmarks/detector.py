@@ -76,6 +76,11 @@ def confidence_from_sigma(sigma: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "
     return 1.0 / (1.0 + (sigma / CONFIDENCE_SIGMA) ** 2)
 
 
+def sigma_from_confidence(confidence: Float[np.ndarray, "*N"]) -> Float[np.ndarray, "*N"]:
+    """Expected error per coordinate, in larger sides of the points' box; the inverse of `confidence_from_sigma`."""
+    return CONFIDENCE_SIGMA * np.sqrt(np.maximum(1.0 / confidence - 1.0, 0.0))
+
+
 class ProvidedDetector:
     """Hands on the annotations that came with the photos."""
 

@@ -19,9 +19,8 @@ from models.landmarks.accuracy import (
     measure_accuracy,
     nearest_face,
     reliability_curve,
-    sigma_from_confidence,
 )
-from models.landmarks.detector import confidence_from_sigma
+from models.landmarks.detector import confidence_from_sigma, sigma_from_confidence
 
 
 def annotated_face(eyes_px: float = 40.0) -> np.ndarray:
