@@ -28,6 +28,9 @@ FUNCTIONS = {
     "refusion": "tasks.refusion:refusion",
     "evaluate": "tasks.evaluate:evaluate",
     "register": "tasks.register:register",
+    "ingest_speech": "tasks.ingest_speech:ingest_speech",
+    "train_animator": "tasks.train_animator:train_animator",
+    "evaluate_animator": "tasks.evaluate_animator:evaluate_animator",
 }
 """Module and function of every stage; imported only when it runs."""
 

@@ -29,6 +29,9 @@ STAGES = (
     "refusion",
     "evaluate",
     "register",
+    "ingest_speech",
+    "train_animator",
+    "evaluate_animator",
 )
 
 _floats = pa.list_(pa.float32())

@@ -22,6 +22,7 @@ from tasks.source_params import (
     detector_only,
     is_labelled,
 )
+from tasks.speech_params import EvaluateAnimatorParams, IngestSpeechParams, TrainAnimatorParams
 
 
 class ParamsError(ValueError):
@@ -212,6 +213,9 @@ class Params(Section):
     refusion: RefusionParams = RefusionParams()
     evaluate: EvaluateParams = EvaluateParams()
     register: RegisterParams = RegisterParams()
+    ingest_speech: IngestSpeechParams = IngestSpeechParams()
+    train_animator: TrainAnimatorParams = TrainAnimatorParams()
+    evaluate_animator: EvaluateAnimatorParams = EvaluateAnimatorParams()
 
     @model_validator(mode="after")
     def _losses_have_what_they_need(self) -> Params:
@@ -268,7 +272,7 @@ def load_params(path: Path) -> Params:
 
 def _line(name: str, fault: Any) -> str:
     # Pydantic names the branch of a union in the location; the key that the user wrote is what helps.
-    tags = {"synthetic", "rerendered", "photos", "scans", "constrained-float", "float"}
+    tags = {"synthetic", "rerendered", "photos", "scans", "video", "curves", "constrained-float", "float"}
     key = ".".join(str(part) for part in fault["loc"] if part not in tags and not str(part).startswith("literal["))
     key = key or "(top level)"
     if fault["type"] == "extra_forbidden":
