@@ -1,0 +1,231 @@
+"""The network of method E: speech features, emotion and speaking style to the 52 ARKit coefficients.
+
+Every layer looks back and ahead by a bounded number of frames, so that long recordings run in pieces, and a stream in
+chunks, with the result of the whole.
+
+Convention: frame t of the output is centred at (t + 0.5) / 50 s; features have a whole number of frames per output
+frame, log-mel spectra two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from models.face.procedural_expressions import ARKIT_NAMES
+
+CONVOLUTION_REACH = 2
+"""Output frames that the first two convolutions see on each side."""
+
+UNKNOWN = 0
+"""Index of the emotion and of the style that stand for any."""
+
+
+@dataclass(frozen=True)
+class AnimatorSettings:
+    """Everything that the network's shape depends on."""
+
+    emotions: tuple[str, ...]
+    """Names of those learned; index 0 is for the unknown, so that the first name has index 1."""
+    styles: tuple[str, ...]
+    feature_size: int = 80
+    features_per_frame: int = 2
+    width: int = 256
+    layers: int = 4
+    heads: int = 4
+    feed_forward: int = 512
+    emotion_size: int = 32
+    style_size: int = 32
+    past_frames: int = 25
+    """How far each layer of attention looks back."""
+    future_frames: int = 3
+    position_past: int = 24
+    """Reach of the depthwise convolution that tells positions apart."""
+    position_future: int = 6
+    dropout: float = 0.1
+
+    @property
+    def context_frames(self) -> tuple[int, int]:
+        """Frames before and after an output frame that it depends on."""
+        return (
+            CONVOLUTION_REACH + self.position_past + self.layers * self.past_frames,
+            CONVOLUTION_REACH + self.position_future + self.layers * self.future_frames,
+        )
+
+
+def reach_of_layers(*, layers: int, position_kernel: int, memory: int, lookahead: int) -> dict[str, int]:
+    """How the frames that a network may look back and ahead are shared out among its layers.
+
+    Half of what lies ahead is attention's, the rest is the position convolution's, which has its kernel's remainder
+    behind. `context_frames` of settings made of this exceed neither number, unless it is too small to give each layer
+    one frame. Raises: ValueError if the look-ahead is shorter than the first convolutions need.
+    """
+    if lookahead < CONVOLUTION_REACH:
+        raise ValueError(f"a look-ahead of {lookahead} frames, expected {CONVOLUTION_REACH} or more; raise lookahead_s")
+    future = round(0.5 * (lookahead - CONVOLUTION_REACH) / layers)
+    position_future = min(position_kernel - 1, lookahead - CONVOLUTION_REACH - layers * future)
+    position_past = position_kernel - 1 - position_future
+    past = max(1, (memory - CONVOLUTION_REACH - position_past) // layers)
+    return {
+        "past_frames": past,
+        "future_frames": future,
+        "position_past": position_past,
+        "position_future": position_future,
+    }
+
+
+class Animator(nn.Module):
+    """Convolutions, embeddings of emotion and style, and a transformer of bounded reach, ending in a sigmoid."""
+
+    def __init__(self, settings: AnimatorSettings) -> None:
+        super().__init__()
+        self.settings = settings
+        step = settings.features_per_frame
+        # A window of twice the stride, so that an output frame lies in the middle of what it sees.
+        self.first = nn.Conv1d(settings.feature_size, settings.width, 3, padding=1)
+        self.second = nn.Conv1d(
+            settings.width,
+            settings.width,
+            2 * step if step > 1 else 3,
+            stride=step,
+            padding=step // 2 if step > 1 else 1,
+        )
+        self.emotion = nn.Embedding(len(settings.emotions) + 1, settings.emotion_size)
+        self.style = nn.Embedding(len(settings.styles) + 1, settings.style_size)
+        self.join = nn.Linear(settings.width + settings.emotion_size + settings.style_size, settings.width)
+        self.position = nn.Conv1d(
+            settings.width,
+            settings.width,
+            settings.position_past + settings.position_future + 1,
+            groups=settings.width,
+        )
+        self.blocks = nn.ModuleList(_Block(settings) for _ in range(settings.layers))
+        self.norm = nn.LayerNorm(settings.width)
+        self.output = nn.Linear(settings.width, len(ARKIT_NAMES))
+        nn.init.normal_(self.output.weight, std=0.02)
+
+    def start_from(self, mean: Float[Tensor, "52"]) -> None:
+        """Let an untrained network predict a mean face, so that it has not to learn that first."""
+        with torch.no_grad():
+            self.output.bias.copy_(torch.logit(mean.clamp(0.003, 0.9)))
+
+    def forward(
+        self, features: Float[Tensor, "B N F"], emotion: Int[Tensor, "B"], style: Int[Tensor, "B"]
+    ) -> Float[Tensor, "B T 52"]:
+        """Coefficients in [0, 1], T = N / features_per_frame.
+
+        Raises: ValueError if N is not a multiple of `features_per_frame`, or the features have another size.
+        """
+        settings = self.settings
+        if features.shape[1] % settings.features_per_frame or features.shape[2] != settings.feature_size:
+            raise ValueError(
+                f"features of shape {tuple(features.shape)}, expected (B, a multiple of "
+                f"{settings.features_per_frame}, {settings.feature_size})"
+            )
+        found = nn.functional.gelu(self.first(features.transpose(1, 2)))
+        found = nn.functional.gelu(self.second(found)).transpose(1, 2)
+        manner = torch.cat([self.emotion(emotion), self.style(style)], 1)[:, None]
+        found = self.join(torch.cat([found, manner.expand(-1, found.shape[1], -1)], 2))
+        padded = nn.functional.pad(found.transpose(1, 2), (settings.position_past, settings.position_future))
+        found = found + nn.functional.gelu(self.position(padded)).transpose(1, 2)
+        offsets = _offsets(found.shape[1], settings, found.device)
+        for block in self.blocks:
+            found = block(found, offsets)
+        return torch.sigmoid(self.output(self.norm(found)).float())
+
+    def emotion_index(self, name: str | None) -> int:
+        """Index of an emotion; none is the unknown one.
+
+        Raises: ValueError listing the known ones.
+        """
+        return _index(name, self.settings.emotions, "emotion")
+
+    def style_index(self, name: str | None) -> int:
+        """Index of a speaking style; none is the unknown one.
+
+        Raises: ValueError listing the known ones.
+        """
+        return _index(name, self.settings.styles, "style")
+
+
+class _Block(nn.Module):
+    """One pre-norm layer; its attention knows how far frames lie apart."""
+
+    def __init__(self, settings: AnimatorSettings) -> None:
+        super().__init__()
+        self.heads = settings.heads
+        self.dropout = settings.dropout
+        self.before_attention = nn.LayerNorm(settings.width)
+        self.project = nn.Linear(settings.width, 3 * settings.width)
+        self.bias = nn.Parameter(torch.zeros(settings.heads, settings.past_frames + settings.future_frames + 1))
+        self.merge = nn.Linear(settings.width, settings.width)
+        self.before_feed_forward = nn.LayerNorm(settings.width)
+        self.expand = nn.Linear(settings.width, settings.feed_forward)
+        self.contract = nn.Linear(settings.feed_forward, settings.width)
+
+    def forward(self, found: Float[Tensor, "B T W"], offsets: Int[Tensor, "T T"]) -> Float[Tensor, "B T W"]:
+        batch, length, width = found.shape
+        queries = self.project(self.before_attention(found)).view(batch, length, 3, self.heads, -1)
+        query, key, value = queries.permute(2, 0, 3, 1, 4)
+        outside = offsets < 0
+        nearness = self.bias[:, offsets.clamp_min(0)].masked_fill(outside, float("-inf"))
+        heard = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=nearness.to(query.dtype)[None].expand(batch, -1, -1, -1)
+        )
+        found = found + self._drop(self.merge(heard.transpose(1, 2).reshape(batch, length, width)))
+        inner = nn.functional.gelu(self.expand(self.before_feed_forward(found)))
+        return found + self._drop(self.contract(inner))
+
+    def _drop(self, values: Tensor) -> Tensor:
+        return nn.functional.dropout(values, self.dropout, self.training)
+
+
+def animator_content(animator: Animator) -> dict[str, Any]:
+    """What a checkpoint keeps of an animator."""
+    settings = asdict(animator.settings)
+    return {
+        "kind": "animator",
+        "settings": {key: list(value) if isinstance(value, tuple) else value for key, value in settings.items()},
+        "weights": animator.state_dict(),
+    }
+
+
+def load_animator(content: dict[str, Any]) -> Animator:
+    """Build the network of a checkpoint, in evaluation mode.
+
+    Raises: ValueError if the content is another network's or another version's.
+    """
+    if content.get("kind") != "animator":
+        raise ValueError(f"holds a {content.get('kind', 'checkpoint')}, expected an animator; train it again")
+    known = {field.name for field in fields(AnimatorSettings)}
+    settings = content["settings"]
+    if set(settings) - known:
+        raise ValueError(f"has settings {sorted(set(settings) - known)} of another version; train it again")
+    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    animator = Animator(AnimatorSettings(**tuples))
+    try:
+        animator.load_state_dict(content["weights"])
+    except RuntimeError:
+        raise ValueError("its weights do not fit its settings; train it again") from None
+    return animator.eval()
+
+
+def _offsets(length: int, settings: AnimatorSettings, device: torch.device) -> Int[Tensor, "T T"]:
+    """Place of each pair of frames in the table of biases, -1 for pairs that do not see each other."""
+    frames = torch.arange(length, device=device)
+    ahead = frames[None, :] - frames[:, None]
+    seen = (ahead >= -settings.past_frames) & (ahead <= settings.future_frames)
+    return torch.where(seen, ahead + settings.past_frames, -1)
+
+
+def _index(name: str | None, known: Sequence[str], what: str) -> int:
+    if name is None:
+        return UNKNOWN
+    if name not in known:
+        raise ValueError(f"{what} {name!r} is unknown, expected one of {', '.join(known) or 'none'}; or leave it out")
+    return known.index(name) + 1
