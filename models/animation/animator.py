@@ -22,6 +22,9 @@ from models.face.procedural_expressions import ARKIT_NAMES
 CONVOLUTION_REACH = 2
 """Output frames that the first two convolutions see on each side."""
 
+BLOCK_FRAMES = 32
+"""Frames of which the attention is computed at once."""
+
 UNKNOWN = 0
 """Index of the emotion and of the style that stand for any."""
 
@@ -133,9 +136,9 @@ class Animator(nn.Module):
         found = self.join(torch.cat([found, manner.expand(-1, found.shape[1], -1)], 2))
         padded = nn.functional.pad(found.transpose(1, 2), (settings.position_past, settings.position_future))
         found = found + nn.functional.gelu(self.position(padded)).transpose(1, 2)
-        offsets = _offsets(found.shape[1], settings, found.device)
+        near = _near(found.shape[1], settings, found.device)
         for block in self.blocks:
-            found = block(found, offsets)
+            found = block(found, near)
         return torch.sigmoid(self.output(self.norm(found)).float())
 
     def emotion_index(self, name: str | None) -> int:
@@ -158,8 +161,8 @@ class _Block(nn.Module):
 
     def __init__(self, settings: AnimatorSettings) -> None:
         super().__init__()
+        self.settings = settings
         self.heads = settings.heads
-        self.dropout = settings.dropout
         self.before_attention = nn.LayerNorm(settings.width)
         self.project = nn.Linear(settings.width, 3 * settings.width)
         self.bias = nn.Parameter(torch.zeros(settings.heads, settings.past_frames + settings.future_frames + 1))
@@ -168,21 +171,32 @@ class _Block(nn.Module):
         self.expand = nn.Linear(settings.width, settings.feed_forward)
         self.contract = nn.Linear(settings.feed_forward, settings.width)
 
-    def forward(self, found: Float[Tensor, "B T W"], offsets: Int[Tensor, "T T"]) -> Float[Tensor, "B T W"]:
+    def forward(self, found: Float[Tensor, "B T W"], near: Int[Tensor, "N S K"]) -> Float[Tensor, "B T W"]:
         batch, length, width = found.shape
-        queries = self.project(self.before_attention(found)).view(batch, length, 3, self.heads, -1)
-        query, key, value = queries.permute(2, 0, 3, 1, 4)
-        outside = offsets < 0
-        nearness = self.bias[:, offsets.clamp_min(0)].masked_fill(outside, float("-inf"))
+        settings = self.settings
+        blocks, size = len(near), near.shape[1]
+        rest = blocks * size - length
+        projected = self.project(self.before_attention(found)).view(batch, length, 3, self.heads, -1)
+        query, key, value = projected.permute(2, 0, 3, 1, 4)
+        query = nn.functional.pad(query, (0, 0, 0, rest)).unflatten(2, (blocks, size))
+        around = (0, 0, settings.past_frames, settings.future_frames + rest)
+        span = size + settings.past_frames + settings.future_frames
+        key, value = (nn.functional.pad(item, around).unfold(2, span, size).transpose(3, 4) for item in (key, value))
+        # (blocks, heads, size, span), the same for all of the batch.
+        nearness = self.bias[:, near.clamp_min(0)].masked_fill(near < 0, float("-inf")).transpose(0, 1)
         heard = nn.functional.scaled_dot_product_attention(
-            query, key, value, attn_mask=nearness.to(query.dtype)[None].expand(batch, -1, -1, -1)
+            query.transpose(1, 2).flatten(0, 1),
+            key.transpose(1, 2).flatten(0, 1),
+            value.transpose(1, 2).flatten(0, 1),
+            attn_mask=nearness.to(query.dtype).repeat(batch, 1, 1, 1),
         )
-        found = found + self._drop(self.merge(heard.transpose(1, 2).reshape(batch, length, width)))
+        heard = heard.unflatten(0, (batch, blocks)).permute(0, 1, 3, 2, 4).reshape(batch, -1, width)[:, :length]
+        found = found + self._drop(self.merge(heard))
         inner = nn.functional.gelu(self.expand(self.before_feed_forward(found)))
         return found + self._drop(self.contract(inner))
 
     def _drop(self, values: Tensor) -> Tensor:
-        return nn.functional.dropout(values, self.dropout, self.training)
+        return nn.functional.dropout(values, self.settings.dropout, self.training)
 
 
 def animator_content(animator: Animator) -> dict[str, Any]:
@@ -206,7 +220,9 @@ def load_animator(content: dict[str, Any]) -> Animator:
     settings = content["settings"]
     if set(settings) - known:
         raise ValueError(f"has settings {sorted(set(settings) - known)} of another version; train it again")
-    tuples = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    tuples: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+    }
     animator = Animator(AnimatorSettings(**tuples))
     try:
         animator.load_state_dict(content["weights"])
@@ -215,12 +231,20 @@ def load_animator(content: dict[str, Any]) -> Animator:
     return animator.eval()
 
 
-def _offsets(length: int, settings: AnimatorSettings, device: torch.device) -> Int[Tensor, "T T"]:
-    """Place of each pair of frames in the table of biases, -1 for pairs that do not see each other."""
-    frames = torch.arange(length, device=device)
-    ahead = frames[None, :] - frames[:, None]
-    seen = (ahead >= -settings.past_frames) & (ahead <= settings.future_frames)
-    return torch.where(seen, ahead + settings.past_frames, -1)
+def _near(length: int, settings: AnimatorSettings, device: torch.device) -> Int[Tensor, "N S K"]:
+    """Place in the table of biases of each pair of a frame and one that it may see, in blocks; -1 for all others.
+
+    A block's frames look at the block and what lies around it, so that the cost grows with the length alone.
+    """
+    past, future = settings.past_frames, settings.future_frames
+    blocks = -(-length // BLOCK_FRAMES)
+    query = torch.arange(blocks * BLOCK_FRAMES, device=device).view(blocks, BLOCK_FRAMES, 1)
+    key = query[:, :1] - past + torch.arange(BLOCK_FRAMES + past + future, device=device)
+    place = key - query + past
+    seen = (place >= 0) & (place <= past + future)
+    # Frames that fill up the last block are dropped later; they look at something, or they would become NaN.
+    seen &= ((key >= 0) & (key < length)) | (query >= length)
+    return torch.where(seen, place, -1)
 
 
 def _index(name: str | None, known: Sequence[str], what: str) -> int:
