@@ -39,7 +39,12 @@ _RANDOM_NAMES = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-
 
 
 def write_data_docs(
-    context: AbstractDataContext, folder: Path, *, summary: Mapping[str, Any], examples: Mapping[str, str]
+    context: AbstractDataContext,
+    folder: Path,
+    *,
+    summary: Mapping[str, Any],
+    examples: Mapping[str, str],
+    subject: str = "Labels",
 ) -> None:
     """Write `index.html`, `results.html` and `suite.html` about the validation that ran in this context.
 
@@ -66,7 +71,9 @@ def write_data_docs(
                 raise RuntimeError(f"Data Docs: {len(pages)} pages of {kind}, expected 1")
             page = plain_page(pages[0].read_text(encoding="utf-8"), style=style)
             (folder / name).write_text(page, encoding="utf-8")
-    (folder / "index.html").write_text(overview(summary, examples=examples, style=style), encoding="utf-8")
+    (folder / "index.html").write_text(
+        overview(summary, examples=examples, style=style, subject=subject), encoding="utf-8"
+    )
 
 
 def plain_page(page: str, *, style: str) -> str:
@@ -88,24 +95,30 @@ def plain_page(page: str, *, style: str) -> str:
     return page.replace("<body>", f"<body>\n{_FAILED_ONLY}" if "Status:" in page else "<body>", 1)
 
 
-def overview(summary: Mapping[str, Any], *, examples: Mapping[str, str], style: str) -> str:
+def overview(summary: Mapping[str, Any], *, examples: Mapping[str, str], style: str, subject: str = "Labels") -> str:
     """The first page: the gate's verdict, and what was refused, by reason and by source."""
     gate = summary["gate"]
     share = f"{summary['failed_share']:.1%} of {summary['in']} rows failed, at most {gate['max_failed_share']:.1%} may"
     state, words = ("passed", "Passed") if gate["passed"] else ("stopped", "Stopped the pipeline")
     reasons = [(reason, examples[reason], rows) for reason, rows in summary["reasons"].items()]
+    # Only photos can have meshes, and only those have a quality.
+    scored = all("mean_label_quality" in numbers for numbers in summary["sources"].values())
+    heads = ("source", "rows", "clean", "quarantined", *(("mean label quality",) if scored else ()))
     sources = [
-        (name, numbers["in"], numbers["clean"], numbers["quarantined"], _share(numbers["mean_label_quality"]))
+        (
+            *(name, numbers["in"], numbers["clean"], numbers["quarantined"]),
+            *((_share(numbers["mean_label_quality"]),) if scored else ()),
+        )
         for name, numbers in summary["sources"].items()
     ]
     parts = [
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>Labels: what was validated</title>',
+        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{subject}: what was validated</title>',
         f"<style>\n{style}</style></head><body>",
-        "<h1>Labels: what was validated</h1>",
+        f"<h1>{subject}: what was validated</h1>",
         f'<p class="verdict {state}">{words}: {share}.</p>',
         f'<p><a href="{RESULTS_PAGE}">Results</a> · <a href="{SUITE_PAGE}">All expectations</a></p>',
         "<h2>By source</h2>",
-        _table(("source", "rows", "clean", "quarantined", "mean label quality"), sources),
+        _table(heads, sources),
         "<h2>Quarantined, by first reason</h2>",
         _table(("reason", "for example", "rows"), reasons)
         if reasons

@@ -23,7 +23,7 @@ class SyntheticSpeechSource(Section):
     readings: PositiveCount = 2
     text: Path | None = None
     """A file with one sentence per line, in the language of the voices; without it our own grammar makes them."""
-    voices: tuple[str, ...] = Field(("en-us", "en-gb", "en-gb-scotland", "en-029"), min_length=1)
+    voices: tuple[str, ...] = Field(("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029"), min_length=1)
     """espeak-ng's names of voices; each speaks in several timbres, rates and pitches."""
     speakers: Annotated[int, Field(ge=2)] = 10
     """Voice, timbre, rate and pitch drawn once each."""

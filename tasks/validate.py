@@ -36,11 +36,12 @@ from tasks.artifacts import (
     write_table,
 )
 from tasks.data_docs import write_data_docs
-from tasks.expectations import RowFailure, label_expectations, open_context, validate_table
+from tasks.expectations import label_expectations
 from tasks.face_model import load_face_model
 from tasks.images import image_batches
 from tasks.label_table import build_label_table, list_matrix, manifest_rows, take_rows
 from tasks.params import Params
+from tasks.verdict import RowFailure, open_context, validate_table
 
 STAGE = "validate_labels"
 MAX_SHARD_BYTES = 64 * 2**20
@@ -74,7 +75,8 @@ def validate_labels(params: Params, workspace: Workspace) -> None:
         stored=_stored_photos(workspace),
     )
     context = open_context()
-    failures = validate_table(context, table, label_expectations(params, face_model.vertex_count)).failures
+    expectations = label_expectations(params, face_model.vertex_count)
+    failures = validate_table(context, table, expectations, stage=STAGE, asset="detect_landmarks").failures
     summary = _summary(params, table, failures)
     examples = {failure.reason: failure.detail for failure in reversed(failures.values())}
     failed = failed_folder(workspace)

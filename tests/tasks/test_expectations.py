@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tasks.expectations import label_expectations, open_context, validate_table
+from tasks.expectations import label_expectations
 from tasks.params import Params, parse_params
+from tasks.verdict import open_context, validate_table
 
 VERTICES = 70
+NAMES = {"stage": "validate_labels", "asset": "detect_landmarks"}
 
 GOOD: dict[str, Any] = {
     "source": "photos",
@@ -121,7 +123,7 @@ def table_of(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def validate(rows: list[dict[str, Any]]) -> Any:
-    return validate_table(open_context(), table_of(rows), label_expectations(make_params(), VERTICES))
+    return validate_table(open_context(), table_of(rows), label_expectations(make_params(), VERTICES), **NAMES)
 
 
 @pytest.fixture(scope="module")
@@ -181,4 +183,4 @@ def test_limits_themselves_are_allowed() -> None:
 def test_an_expectation_that_cannot_be_evaluated_stops() -> None:
     table = table_of([{}]).drop(columns=["distinct_points"])
     with pytest.raises(RuntimeError, match=r"on distinct_points could not be evaluated: .*distinct_points"):
-        validate_table(open_context(), table, label_expectations(make_params(), VERTICES))
+        validate_table(open_context(), table, label_expectations(make_params(), VERTICES), **NAMES)
