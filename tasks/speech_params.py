@@ -23,14 +23,14 @@ class SyntheticSpeechSource(Section):
     readings: PositiveCount = 2
     text: Path | None = None
     """A file with one sentence per line, in the language of the voices; without it our own grammar makes them."""
-    voices: tuple[str, ...] = Field(("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029"), min_length=1)
+    voices: Annotated[tuple[str, ...], Field(min_length=1)] = ("en-us", "en-gb-x-rp", "en-gb-scotland", "en-029")
     """espeak-ng's names of voices; each speaks in several timbres, rates and pitches."""
     speakers: Annotated[int, Field(ge=2)] = 10
     """Voice, timbre, rate and pitch drawn once each."""
     held_out_speakers: PositiveCount = 2
     """Speakers heard in the test split only."""
-    emotions: tuple[Label, ...] = Field(("neutral", "joy", "anger", "sadness"), min_length=1)
-    styles: tuple[Label, ...] = Field(("plain", "lively", "mumbled"), min_length=1)
+    emotions: Annotated[tuple[Label, ...], Field(min_length=1)] = ("neutral", "joy", "anger", "sadness")
+    styles: Annotated[tuple[Label, ...], Field(min_length=1)] = ("plain", "lively", "mumbled")
 
 
 class VideoSource(Section):
@@ -40,7 +40,6 @@ class VideoSource(Section):
     name: SourceName
     path: Path
     checkpoint: Path = Path("artifacts/refusion/checkpoint.pt")
-    detector: Path = Path("artifacts/train_detector/checkpoint.pt")
     table: str = "clips.csv"
     """CSV in the folder with columns file, speaker, emotion, style, split; columns and the file itself may lack."""
     emotion: Label = "neutral"
@@ -80,8 +79,8 @@ SpeechSource = Annotated[SyntheticSpeechSource | VideoSource | CurvesSource, Fie
 class IngestSpeechParams(Section):
     """Where clips of speech come from, and what is refused."""
 
-    sources: tuple[SpeechSource, ...] = Field(
-        (SyntheticSpeechSource(kind="synthetic", name="synthetic_speech"),), min_length=1
+    sources: Annotated[tuple[SpeechSource, ...], Field(min_length=1)] = (
+        SyntheticSpeechSource(kind="synthetic", name="synthetic_speech"),
     )
     validation_share: Share = 0.1
     """Of the sentences of a synthetic source, of the clips of others."""
@@ -136,7 +135,7 @@ class TrainAnimatorParams(Section):
     unknown_share: Share = 0.1
     """Of the windows in training that hide emotion, and as many that hide style: these teach the default."""
     window_s: Positive = 2.0
-    lookahead_s: Positive = 0.12
+    lookahead_s: Positive = 0.3
     """How far into the future the network may look; bounds the delay of streaming."""
     memory_s: Positive = 1.0
     """How far into the past it may look."""

@@ -163,7 +163,7 @@ def recorded(audio: NDArray[np.float32], random: np.random.Generator) -> NDArray
     noise = lfilter([1.0], [1.0, -0.7], random.standard_normal(len(sound)))
     sound = sound + noise * 10.0 ** (random.uniform(*NOISE_DB) / 20.0)
     peak = np.abs(sound).max()
-    return (sound * min(1.0, 0.99 / max(peak, 1e-9))).astype(np.float32)
+    return np.asarray(sound * min(1.0, 0.99 / max(peak, 1e-9)), np.float32)
 
 
 def _readings(
