@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CODE = Path(__file__).resolve().parent.parent
 """The checkout: where flows/, tasks/, models/, dvc.yaml and params.yaml lie."""
 
-PATH_KEYS = frozenset({"path", "landmarks", "persons"})
+PATH_KEYS = frozenset({"path", "landmarks", "persons", "mapping", "text", "checkpoint"})
 """Keys whose value is a file; on the command line it counts from the current folder, as in a shell."""
 
 DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n    no_scm = true\n"
@@ -80,13 +80,16 @@ def _write_graph(folder: Path, params: Params) -> None:
         for path in (params.face_model.path, params.face_model.landmarks):
             if path is not None:
                 stage["deps"].append(str(path))
-    graph["stages"]["ingest"]["deps"] += [
-        str(path)
-        for source in params.ingest.sources
-        for section in (source, getattr(source, "face_model", None))
-        for key in sorted(PATH_KEYS)
-        if isinstance(path := getattr(section, key, None), Path)
-    ]
+    for stage, sources in (("ingest", params.ingest.sources), ("ingest_speech", params.ingest_speech.sources)):
+        graph["stages"][stage]["deps"] += [
+            str(path)
+            for source in sources
+            for section in (source, getattr(source, "face_model", None))
+            for key in sorted(PATH_KEYS)
+            if isinstance(path := getattr(section, key, None), Path)
+        ]
+    if any(source.kind == "video" for source in params.ingest_speech.sources):
+        graph["stages"]["ingest_speech"]["deps"].append("artifacts/train_detector")
     _write_yaml(
         folder / "dvc.yaml", graph, f"Made from {CODE / 'dvc.yaml'} whenever `mien run` is called; edit that one."
     )

@@ -10,7 +10,7 @@ import hashlib
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -106,7 +106,7 @@ def _candidate(
 ) -> SpeechCandidate:
     labels = table.labels(name)
     audio, facts = read_audio(sound, audio_limits(params))
-    raw = read_curve_file(curves, fps=source.fps)
+    raw = shifted(read_curve_file(curves, fps=source.fps), source.column_shift)
     coefficients, known = arkit_curves(raw, mapping, name=curves.name)
     if source.channels is not None:
         wanted = {channel.lower() for channel in source.channels}
@@ -149,6 +149,16 @@ def read_curve_file(path: Path, *, fps: float | None = None) -> RawCurves:
     if len(raw.times) > 1 and (np.diff(raw.times) <= 0).any():
         raise CurveError("curves_times", f"{path.name}: times do not rise; export it again")
     return raw
+
+
+def shifted(raw: RawCurves, columns: int) -> RawCurves:
+    """Every name with the values that stand so many columns to its right; names without values are left out.
+
+    The curves that FACEGOOD published need 1: only then left and right shapes move together and the jaw with the sound.
+    """
+    places = [place + columns for place in range(len(raw.names))]
+    kept = [(name, place) for name, place in zip(raw.names, places, strict=True) if 0 <= place < len(places)]
+    return replace(raw, values=raw.values[:, [place for _, place in kept]], names=tuple(name for name, _ in kept))
 
 
 def arkit_curves(

@@ -59,6 +59,8 @@ class CurvesSource(Section):
     mapping: Path | None = None
     """CSV that says of which shapes of the file an ARKit coefficient is made (columns: ARKit's name, a shape or
     `max(…)` of several, valid or not); without it the names in the file must be ARKit's."""
+    column_shift: int = 0
+    """By how many columns the values of a file stand to the right of their names; 1 for FACEGOOD's published curves."""
     fps: Positive | None = None
     """Frame rate of files that say none."""
     channels: tuple[str, ...] | None = None
