@@ -1,4 +1,4 @@
-"""The command `mien`: reconstruct photos, find landmarks, run the pipeline, make a workspace, look at a face model."""
+"""The command `mien`: reconstruct photos, find landmarks, let faces speak, run the pipeline, look at a face model."""
 
 from __future__ import annotations
 
@@ -114,6 +114,39 @@ def landmarks(
             weights=weights,
             convention=convention.value,
             min_score=min_score,
+        ):
+            print(path)
+
+
+@app.command()
+def animate(
+    speech: Annotated[Path, typer.Argument(help="A sound file or a film with speech.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for GLB, CSV, JSON and MP4.")],
+    face: Annotated[
+        Path | None, typer.Option(help="JSON of mien reconstruct, or GLB with ARKit's shapes; default: the mean face.")
+    ] = None,
+    emotion: Annotated[str | None, typer.Option(help="An emotion that was learned; default: any.")] = None,
+    style: Annotated[str | None, typer.Option(help="A speaking style that was learned; default: any.")] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(help="Weights of train_animator; default: the registry's champion.")
+    ] = None,
+    preview: Annotated[bool, typer.Option(help="Write the film as well.")] = True,
+    workspace: WorkspaceOption = Path(),
+) -> None:
+    """Let a face speak: morph targets with animation (GLB), Live Link CSV, curves (JSON) and a film with sound (MP4)."""
+    with command("animate", workspace):
+        from tasks.animate import animate_speech
+        from tasks.artifacts import Workspace
+
+        for path in animate_speech(
+            speech,
+            out,
+            workspace=Workspace(workspace),
+            checkpoint=checkpoint,
+            face=face,
+            emotion=emotion,
+            style=style,
+            preview=preview,
         ):
             print(path)
 

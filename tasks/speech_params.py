@@ -46,8 +46,8 @@ class VideoSource(Section):
     style: Label = "plain"
     min_face_share: Share = 0.8
     """A video in which a smaller share of the frames shows a face is quarantined."""
-    smoothing_hz: Positive = 6.0
-    """Cut-off of the filter over the coefficients; mouths move slower."""
+    smoothing_hz: Positive = 10.0
+    """Cut-off of the filter over the coefficients; below 8 it takes short closures of the lips for noise."""
 
 
 class CurvesSource(Section):
@@ -143,7 +143,7 @@ class TrainAnimatorParams(Section):
     """How far into the past it may look."""
     steps: PositiveCount = 500
     batch_size: PositiveCount = 16
-    learning_rate: Positive = 1e-3
+    learning_rate: Positive = 1.5e-3
     warmup_steps: Count = 50
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-2
     clip_norm: Positive = 1.0
@@ -151,10 +151,10 @@ class TrainAnimatorParams(Section):
     patience: PositiveCount = 5
     first_weight: Positive = 1.0
     velocity_weight: Annotated[float, Field(ge=0.0)] = 10.0
-    lip_weight: Annotated[float, Field(ge=0.0)] = 0.5
-    """Of the second loss; 0 trains without lip losses."""
-    lip_match_weight: Annotated[float, Field(ge=0.0)] = 0.0
-    """Of the optional term that matches the lip distance where the lips are not closed."""
+    lip_weight: Annotated[float, Field(ge=0.0)] = 2.0
+    """Of the second loss where lips are closed; 0 does without."""
+    lip_match_weight: Annotated[float, Field(ge=0.0)] = 2.0
+    """Of the term that matches the lip distance where lips are open; without it the mouth learns to stay shut."""
     lip_distance: Literal["patent", "extended"] = "extended"
     open_ratio: Share = 0.25
     """mouthClose / jawOpen up to which lips are open."""

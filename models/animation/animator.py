@@ -118,9 +118,16 @@ class Animator(nn.Module):
             self.output.bias.copy_(torch.logit(mean.clamp(0.003, 0.9)))
 
     def forward(
-        self, features: Float[Tensor, "B N F"], emotion: Int[Tensor, "B"], style: Int[Tensor, "B"]
+        self,
+        features: Float[Tensor, "B N F"],
+        emotion: Int[Tensor, "B"],
+        style: Int[Tensor, "B"],
+        *,
+        in_one_block: bool = False,
     ) -> Float[Tensor, "B T 52"]:
         """Coefficients in [0, 1], T = N / features_per_frame.
+
+        `in_one_block` computes all of the attention at once: slower for long speech, but a graph of any length.
 
         Raises: ValueError if N is not a multiple of `features_per_frame`, or the features have another size.
         """
@@ -136,7 +143,8 @@ class Animator(nn.Module):
         found = self.join(torch.cat([found, manner.expand(-1, found.shape[1], -1)], 2))
         padded = nn.functional.pad(found.transpose(1, 2), (settings.position_past, settings.position_future))
         found = found + nn.functional.gelu(self.position(padded)).transpose(1, 2)
-        near = _near(found.shape[1], settings, found.device)
+        length = found.shape[1]
+        near = _near(length, settings, found.device, size=length if in_one_block else BLOCK_FRAMES)
         for block in self.blocks:
             found = block(found, near)
         return torch.sigmoid(self.output(self.norm(found)).float())
@@ -181,7 +189,11 @@ class _Block(nn.Module):
         query = nn.functional.pad(query, (0, 0, 0, rest)).unflatten(2, (blocks, size))
         around = (0, 0, settings.past_frames, settings.future_frames + rest)
         span = size + settings.past_frames + settings.future_frames
-        key, value = (nn.functional.pad(item, around).unfold(2, span, size).transpose(3, 4) for item in (key, value))
+        key, value = (nn.functional.pad(item, around) for item in (key, value))
+        if blocks == 1:
+            key, value = key[:, :, None], value[:, :, None]
+        else:
+            key, value = (item.unfold(2, span, size).transpose(3, 4) for item in (key, value))
         # (blocks, heads, size, span), the same for all of the batch.
         nearness = self.bias[:, near.clamp_min(0)].masked_fill(near < 0, float("-inf")).transpose(0, 1)
         heard = nn.functional.scaled_dot_product_attention(
@@ -190,8 +202,9 @@ class _Block(nn.Module):
             value.transpose(1, 2).flatten(0, 1),
             attn_mask=nearness.to(query.dtype).repeat(batch, 1, 1, 1),
         )
-        heard = heard.unflatten(0, (batch, blocks)).permute(0, 1, 3, 2, 4).reshape(batch, -1, width)[:, :length]
-        found = found + self._drop(self.merge(heard))
+        # Not a transposition, which the exporter would take for a view.
+        heard = torch.cat(heard.unbind(1), 2).view(batch, -1, width)
+        found = found + self._drop(self.merge(heard[:, :length]))
         inner = nn.functional.gelu(self.expand(self.before_feed_forward(found)))
         return found + self._drop(self.contract(inner))
 
@@ -231,15 +244,15 @@ def load_animator(content: dict[str, Any]) -> Animator:
     return animator.eval()
 
 
-def _near(length: int, settings: AnimatorSettings, device: torch.device) -> Int[Tensor, "N S K"]:
+def _near(length: int, settings: AnimatorSettings, device: torch.device, *, size: int) -> Int[Tensor, "N S K"]:
     """Place in the table of biases of each pair of a frame and one that it may see, in blocks; -1 for all others.
 
     A block's frames look at the block and what lies around it, so that the cost grows with the length alone.
     """
     past, future = settings.past_frames, settings.future_frames
-    blocks = -(-length // BLOCK_FRAMES)
-    query = torch.arange(blocks * BLOCK_FRAMES, device=device).view(blocks, BLOCK_FRAMES, 1)
-    key = query[:, :1] - past + torch.arange(BLOCK_FRAMES + past + future, device=device)
+    blocks = -(-length // size)
+    query = torch.arange(blocks * size, device=device).view(blocks, size, 1)
+    key = query[:, :1] - past + torch.arange(size + past + future, device=device)
     place = key - query + past
     seen = (place >= 0) & (place <= past + future)
     # Frames that fill up the last block are dropped later; they look at something, or they would become NaN.

@@ -66,7 +66,7 @@ def log_mel_piece(audio: Float[Tensor, " N"], state: LevelState) -> tuple[Float[
         return audio.new_zeros(0, MEL_BINS), state
     windows = audio.unfold(0, WINDOW, HOP)
     spectrum = torch.fft.rfft(windows * _window().to(audio), FFT).abs().square()
-    mel_db = 10.0 * torch.log10(torch.clamp(spectrum @ _mel_weights().to(audio), min=1e-12))
+    mel_db = 10.0 * torch.log10(torch.clamp(spectrum @ mel_weights().to(audio), min=1e-12))
     gain, state = _level_gain_db(windows.square().mean(1).double(), state)
     levelled = torch.clamp(mel_db + gain[:, None].to(mel_db), min=FLOOR_DB)
     return (levelled - CENTRE_DB) / SPREAD_DB, state
@@ -86,7 +86,7 @@ def _window() -> Float[Tensor, " 400"]:
 
 
 @cache
-def _mel_weights() -> Float[Tensor, "257 80"]:
+def mel_weights() -> Float[Tensor, "257 80"]:
     """Triangles that are evenly spaced in mel (2595 log10(1 + f / 700)), scaled so that white noise is level.
 
     A tone of full scale reaches 0 dB: the window's coherent gain and the two halves of the spectrum are divided out.
