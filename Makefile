@@ -16,7 +16,7 @@ export MPLBACKEND := Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run pipeline test lint format bench portraits landmarks clean
+.PHONY: help install run pipeline test lint format bench portraits landmarks browser clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 3
@@ -76,6 +76,12 @@ landmarks: install
 	  --set ingest.sources.portraits.path="$(DATA)" --set face_model.path="$(FACE_MODEL)" \
 	  --set ingest.sources.heads.face_model.path="$(HEAD_MODEL)"
 	@mien run train_detector --workspace $(LANDMARKS_WORKSPACE)
+
+# What the tests of animated faces in a browser need beside Chromium and node; without it they are skipped.
+browser:
+	@mkdir -p .node
+	@cp tests/browser/package.json .node/
+	@npm install --prefix .node --no-audit --no-fund --silent
 
 clean:
 	rm -rf artifacts mlruns reconstructions .mien .dvc/cache .dvc/tmp dvc.lock

@@ -133,7 +133,7 @@ def animate(
     preview: Annotated[bool, typer.Option(help="Write the film as well.")] = True,
     workspace: WorkspaceOption = Path(),
 ) -> None:
-    """Let a face speak: morph targets with animation (GLB), Live Link CSV, curves (JSON) and a film with sound (MP4)."""
+    """Let a face speak: animated morph targets (GLB), Live Link CSV, curves (JSON) and a film with sound (MP4)."""
     with command("animate", workspace):
         from tasks.animate import animate_speech
         from tasks.artifacts import Workspace

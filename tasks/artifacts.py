@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -236,6 +237,14 @@ def read_json(path: Path) -> Any:
     if not path.exists():
         raise FileNotFoundError(f"{path}: missing; run the stage {path.parent.name} first")
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write the rows step, split, name, value of a training curve."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=["step", "split", "name", "value"])
+        writer.writeheader()
+        writer.writerows(rows)
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:

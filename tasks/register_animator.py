@@ -43,7 +43,8 @@ CHECKPOINT_FILE, GRAPH_FILE, SETTINGS_FILE, FILTERS_FILE = (
     "settings.json",
     "filters.npy",
 )
-EXAMPLE_S = 0.5
+MAX_SERVED_S = 120.0
+"""The graph computes all of a recording at once, in memory that grows with the square."""
 
 
 def register_animator(
@@ -107,7 +108,7 @@ def write_package(folder: Path, params: Params, workspace: Workspace) -> float |
         "names": list(ARKIT_NAMES),
         "fps": FRAME_RATE_HZ,
         "sample_rate_hz": SAMPLE_RATE_HZ,
-        "max_seconds": params.ingest_speech.max_seconds,
+        "max_seconds": MAX_SERVED_S,
     }
     write_json(folder / SETTINGS_FILE, settings)
     np.save(folder / FILTERS_FILE, mel_weights().numpy())

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import csv
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.fabric import Fabric
@@ -25,7 +23,7 @@ from models.rendering.rasterize import build_rasterizer
 from models.training.data import CropSet, draw_indices, make_batch, split_counts
 from models.training.loop import LoopResult, LoopSettings, StepLoss, Validate, build_fabric, train
 from models.types import PART_NAMES, Batch, FaceCoefficients, to_device
-from tasks.artifacts import Workspace, load_checkpoint, replace_folder, save_checkpoint, write_json
+from tasks.artifacts import Workspace, load_checkpoint, replace_folder, save_checkpoint, write_curve, write_json
 from tasks.dataset import load_crops
 from tasks.face_model import load_face_model
 from tasks.params import Params, TrainingParams, TrainingSource
@@ -350,11 +348,3 @@ def fingerprint(params: Params, stage: str, inputs: Sequence[Path]) -> str:
     for path in inputs:
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def write_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Write the rows step, split, name, value of a training curve."""
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=["step", "split", "name", "value"])
-        writer.writeheader()
-        writer.writerows(rows)

@@ -32,12 +32,11 @@ from tasks.animator_data import (
     manner_index,
     prepare_clips,
 )
-from tasks.artifacts import Workspace, replace_folder, save_checkpoint, write_json
+from tasks.artifacts import Workspace, replace_folder, save_checkpoint, write_curve, write_json
 from tasks.face_model import load_face_model
 from tasks.params import Params
 from tasks.speech_params import TrainAnimatorParams
 from tasks.tracking import finite, track
-from tasks.train import write_curve
 
 LIP_CHANNELS = torch.tensor([ARKIT_NAMES.index(name) for name in ("jawOpen", "mouthClose")])
 """A clip that knows neither says nothing about closed lips."""
