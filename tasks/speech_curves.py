@@ -218,7 +218,8 @@ def at_frames(times: NDArray[np.float64], values: NDArray[np.float64], seconds: 
 
 def _read_npz(path: Path, fps: float | None) -> RawCurves:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy leaves a file open in which it finds no archive.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             content = {key: file[key] for key in ("weights", "coefficients", "names", "fps") if key in file.files}
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, KeyError) as error:
         raise CurveError("not_curves", f"{path.name}: not an NPZ file of numbers ({type(error).__name__})") from None

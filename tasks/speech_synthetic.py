@@ -89,6 +89,7 @@ def synthesize_speech(
         coefficients, labels = viseme_curves(segments, frame_count(len(audio)), emotion=emotion, style=style)
         level = speech_level_db(audio)
         audio = recorded(normalised(audio, level_db=params.loudness_db), random)
+        audio = normalised(audio, level_db=params.loudness_db)
         yield SpeechCandidate(
             source=source.name,
             path="",

@@ -157,7 +157,7 @@ def normalised(audio: Samples, *, level_db: float) -> Samples:
     return (audio * min(gain, 0.99 / peak)).astype(np.float32)
 
 
-def resampled(audio: Samples, rate_hz: float) -> Samples:
+def resampled(audio: Samples, rate_hz: int) -> Float[np.ndarray, " M"]:
     """Mono sound of any rate at 16 kHz."""
     if rate_hz == SAMPLE_RATE_HZ:
         return audio.astype(np.float32)

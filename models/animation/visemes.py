@@ -138,7 +138,8 @@ def viseme_curves(
 ) -> tuple[Float[np.ndarray, "T 52"], Int[np.ndarray, " T"]]:
     """Coefficients and phoneme labels of a clip, in the middle of every frame.
 
-    Frames in which lips are closed for p, b or m carry that sound as their label, also before its burst.
+    Frames in which lips are closed for p, b or m carry that sound as their label, also before its burst; the breath
+    after it is an h.
     Raises: ValueError if emotion or style have no rules.
     """
     for name, value, table in (("emotion", emotion, EMOTION_SHAPES), ("style", style, MANNERS)):
@@ -221,6 +222,9 @@ def _closure(segments: Sequence[Segment], times: Curve) -> tuple[Curve, Int[np.n
             end = max(end, start + 0.04)
             away = np.maximum(np.maximum(start - times, times - end), 0.0)
             closure = np.maximum(closure, 0.5 + 0.5 * np.cos(np.pi * np.clip(away / CLOSING_S, 0.0, 1.0)))
+            if segment.symbol == "p":
+                # What follows the burst is breath through open lips.
+                labels[(times > end) & (times < segment.end)] = PHONEMES.index("h")
             labels[(times >= start) & (times <= end)] = PHONEMES.index(segment.symbol)
         previous = segment
     return closure, labels
