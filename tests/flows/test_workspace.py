@@ -76,6 +76,22 @@ def test_real_input_is_watched_by_the_graph(tmp_path: Path) -> None:
     assert stages["evaluate"]["cmd"] == "python -m flows evaluate"
 
 
+def test_recorded_speech_is_watched_by_the_graph(tmp_path: Path) -> None:
+    paths = {"path": "/data/takes", "mapping": "/data/shapes.csv"}
+    settings = [f"ingest_speech.sources.facegood.{key}={path}" for key, path in paths.items()]
+    create_workspace(tmp_path / "w", preset=preset_path("facegood"), settings=settings)
+    deps = read_yaml(tmp_path / "w" / "dvc.yaml")["stages"]["ingest_speech"]["deps"]
+    assert set(paths.values()) <= set(deps)
+    assert not [name for name in deps if name.startswith("artifacts/")]
+
+
+def test_films_depend_on_who_reads_them(tmp_path: Path) -> None:
+    sources = "[{kind: video, name: films, path: /data/films}]"
+    create_workspace(tmp_path / "w", preset=preset_path("smoke"), settings=[f"ingest_speech.sources={sources}"])
+    deps = read_yaml(tmp_path / "w" / "dvc.yaml")["stages"]["ingest_speech"]["deps"]
+    assert {"/data/films", "artifacts/refusion/checkpoint.pt", "artifacts/train_detector"} <= set(deps)
+
+
 def test_code_is_watched_file_by_file_without_caches(tmp_path: Path) -> None:
     create_workspace(tmp_path / "w", preset=preset_path("smoke"))
     deps = read_yaml(tmp_path / "w" / "dvc.yaml")["stages"]["ingest"]["deps"]
@@ -113,7 +129,7 @@ def test_a_workspace_is_not_overwritten(tmp_path: Path) -> None:
 
 
 def test_an_unknown_preset_names_those_that_exist(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"no such preset; there are landmarks, portraits, smoke"):
+    with pytest.raises(FileNotFoundError, match=r"no such preset; there are facegood, landmarks, portraits, smoke"):
         create_workspace(tmp_path / "w", preset=preset_path("nope"))
 
 
@@ -141,7 +157,7 @@ def test_a_preset_that_is_no_mapping_is_refused(tmp_path: Path, text: str) -> No
 
 
 def test_every_preset_is_documented_by_its_name() -> None:
-    assert preset_names() == ["landmarks", "portraits", "smoke"]
+    assert preset_names() == ["facegood", "landmarks", "portraits", "smoke"]
 
 
 def test_an_unpacked_archive_works_without_git(tmp_path: Path) -> None:
