@@ -21,12 +21,12 @@ from models.animation.accuracy import (
     upper_face_deviation,
 )
 from models.animation.animator import Animator
-from models.animation.clip import FRAME_RATE_HZ
+from models.animation.clip import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from models.animation.lips import ClosureCounts, LipCalibration, calibrate_lips, count_closures, lip_distance, widen
-from models.animation.streaming import animate_features
+from models.animation.streaming import AnimationStream, animate_features
 from models.face.morphable import MorphableModel
 from tasks.animator_checkpoint import open_animator
-from tasks.animator_data import PreparedClip, clip_features, prepare_clips
+from tasks.animator_data import LOG_MEL, PreparedClip, clip_features, prepare_clips
 from tasks.animator_pictures import draw_curves, draw_mouths
 from tasks.artifacts import Workspace, replace_folder, without_nan, write_json
 from tasks.face_model import load_face_model
@@ -181,14 +181,31 @@ def measure(
 def measure_speed(
     animator: Animator, clips: Sequence[PreparedClip], workspace: Workspace, params: Params
 ) -> dict[str, float]:
-    """How many times faster than real time speech becomes curves, features included."""
+    """How many times faster than real time speech becomes curves, features included, and what streaming costs.
+
+    `first_chunk_ms` is the time until the first half second of a stream has been turned into its frames, and
+    `stream_difference` the largest difference of a coefficient between the chunks of a clip and its whole.
+    """
+    encoder = params.train_animator.encoder
     animate_features(animator, clips[0].features)
     started, seconds = time.perf_counter(), 0.0
     for clip in clips:
-        features, _ = clip_features(clip.clip, params.train_animator.encoder, workspace)
+        features, _ = clip_features(clip.clip, encoder, workspace)
         animate_features(animator, features)
         seconds += clip.frames / FRAME_RATE_HZ
-    return {"times_real_time": round(seconds / (time.perf_counter() - started), 1)}
+    speed = {"times_real_time": round(seconds / (time.perf_counter() - started), 1)}
+    if encoder != LOG_MEL:
+        return speed
+    sound = torch.from_numpy(clips[0].clip.audio)
+    stream = AnimationStream(animator)
+    first, *others = sound.split(SAMPLE_RATE_HZ // 2)
+    started = time.perf_counter()
+    found = [stream.push(first)]
+    speed["first_chunk_ms"] = round(1e3 * (time.perf_counter() - started), 1)
+    found += [*(stream.push(piece) for piece in others), stream.finish()]
+    whole = animate_features(animator, clips[0].features)
+    speed["stream_difference"] = float((torch.cat(found)[: len(whole)] - whole).abs().max())
+    return speed
 
 
 def draw_pictures(

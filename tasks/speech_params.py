@@ -141,7 +141,7 @@ class TrainAnimatorParams(Section):
     """How far into the future the network may look; bounds the delay of streaming."""
     memory_s: Positive = 1.0
     """How far into the past it may look."""
-    steps: PositiveCount = 500
+    steps: PositiveCount = 800
     batch_size: PositiveCount = 16
     learning_rate: Positive = 1.5e-3
     warmup_steps: Count = 50
@@ -151,9 +151,9 @@ class TrainAnimatorParams(Section):
     patience: PositiveCount = 5
     first_weight: Positive = 1.0
     velocity_weight: Annotated[float, Field(ge=0.0)] = 10.0
-    lip_weight: Annotated[float, Field(ge=0.0)] = 2.0
+    lip_weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Of the second loss where lips are closed; 0 does without."""
-    lip_match_weight: Annotated[float, Field(ge=0.0)] = 2.0
+    lip_match_weight: Annotated[float, Field(ge=0.0)] = 1.0
     """Of the term that matches the lip distance where lips are open; without it the mouth learns to stay shut."""
     lip_distance: Literal["patent", "extended"] = "extended"
     open_ratio: Share = 0.25

@@ -38,7 +38,7 @@ def arkit_basis(model: MorphableModel) -> Float[Tensor, "52 V 3"]:
 
 
 def resample_curves(
-    curves: Float[np.ndarray, "T C"], *, rate: float, new_rate: float, frames: int | None = None
+    curves: Float[np.ndarray, "T C"], *, rate: float | int, new_rate: float | int, frames: int | None = None
 ) -> Float[np.ndarray, "N C"]:
     """Curves at another frame rate, interpolated linearly between frame centres and held beyond the first and last.
 
