@@ -17,7 +17,7 @@ from models.metrics import similarity
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
 from models.training.data import CropSet, make_batch
 from models.types import to_device
-from tasks.artifacts import Workspace, load_checkpoint, replace_folder, save_checkpoint, write_json
+from tasks.artifacts import Workspace, load_checkpoint, replace_folder, save_checkpoint, write_curve, write_json
 from tasks.params import Params, RefusionParams, TrainingParams
 from tasks.tracking import TrackedRun, track
 from tasks.train import (
@@ -29,7 +29,6 @@ from tasks.train import (
     labelled_shares,
     load_trainee,
     measure,
-    write_curve,
 )
 
 

@@ -21,14 +21,13 @@ from models.landmarks.learning import LandmarkSamples
 from models.landmarks.portable import export_detector
 from models.landmarks.pose_balance import BalancedPoses, imbalance, pose_table
 from tasks.annotated_photos import ANNOTATED, load_annotated
-from tasks.artifacts import SAMPLES, Workspace, read_table, replace_folder, save_checkpoint, write_json
+from tasks.artifacts import SAMPLES, Workspace, read_table, replace_folder, save_checkpoint, write_curve, write_json
 from tasks.detector_errors import measure_detector
 from tasks.detector_training import balance_photos, forget_progress, train_finder, train_landmarks
 from tasks.face_model import load_face_model
 from tasks.fill_poses import annotation_trust, fill_poses
 from tasks.params import Params
 from tasks.tracking import track
-from tasks.train import write_curve
 
 MIN_SAMPLES = 30
 """Fewer annotated photos than this teach nothing."""

@@ -16,11 +16,11 @@ from models.reconstruction.geometry_branch import LandmarkNoise, SimulatedFaces,
 from models.reconstruction.reconstructor import Reconstructor, ReconstructorSettings, reconstructor_content
 from models.training.loop import LoopSettings, build_fabric, seeded, train
 from models.types import to_device
-from tasks.artifacts import Workspace, replace_folder, save_checkpoint, write_json
+from tasks.artifacts import Workspace, replace_folder, save_checkpoint, write_curve, write_json
 from tasks.face_model import load_face_model
 from tasks.params import Params
 from tasks.tracking import track
-from tasks.train import fingerprint, write_curve
+from tasks.train import fingerprint
 
 VALIDATION_FACES = 4096
 
