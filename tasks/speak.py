@@ -23,7 +23,7 @@ UTF8 = 1
 END_OF_LIST, PHONEME = 0, 7
 
 
-class SpeechError(RuntimeError):
+class SpeechError(ValueError):
     """espeak-ng does not work or does not know a voice."""
 
 
