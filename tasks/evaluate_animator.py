@@ -198,7 +198,7 @@ def measure_speed(
         return speed
     sound = torch.from_numpy(clips[0].clip.audio)
     stream = AnimationStream(animator)
-    first, *others = sound.split(SAMPLE_RATE_HZ // 2)
+    first, *others = torch.split(sound, SAMPLE_RATE_HZ // 2)
     started = time.perf_counter()
     found = [stream.push(first)]
     speed["first_chunk_ms"] = round(1e3 * (time.perf_counter() - started), 1)
