@@ -25,6 +25,9 @@ CONVOLUTION_REACH = 2
 BLOCK_FRAMES = 32
 """Frames of which the attention is computed at once."""
 
+MARGIN = 0.03
+"""By which the sigmoid reaches beyond [0, 1], so that shapes at rest, as most are, lie where it is not yet flat."""
+
 UNKNOWN = 0
 """Index of the emotion and of the style that stand for any."""
 
@@ -83,7 +86,7 @@ def reach_of_layers(*, layers: int, position_kernel: int, memory: int, lookahead
 
 
 class Animator(nn.Module):
-    """Convolutions, embeddings of emotion and style, and a transformer of bounded reach, ending in a sigmoid."""
+    """Convolutions, embeddings of emotion and style, a transformer of bounded reach, and a stretched sigmoid."""
 
     def __init__(self, settings: AnimatorSettings) -> None:
         super().__init__()
@@ -115,7 +118,7 @@ class Animator(nn.Module):
     def start_from(self, mean: Float[Tensor, "52"]) -> None:
         """Let an untrained network predict a mean face, so that it has not to learn that first."""
         with torch.no_grad():
-            self.output.bias.copy_(torch.logit(mean.clamp(0.003, 0.9)))
+            self.output.bias.copy_(torch.logit((mean.clamp(0.0, 0.9) + MARGIN) / (1.0 + 2.0 * MARGIN)))
 
     def forward(
         self,
@@ -125,7 +128,7 @@ class Animator(nn.Module):
         *,
         in_one_block: bool = False,
     ) -> Float[Tensor, "B T 52"]:
-        """Coefficients in [0, 1], T = N / features_per_frame.
+        """Coefficients in [0, 1], in training a little beyond, T = N / features_per_frame.
 
         `in_one_block` computes all of the attention at once: slower for long speech, but a graph of any length.
 
@@ -147,7 +150,9 @@ class Animator(nn.Module):
         near = _near(length, settings, found.device, size=length if in_one_block else BLOCK_FRAMES)
         for block in self.blocks:
             found = block(found, near)
-        return torch.sigmoid(self.output(self.norm(found)).float())
+        values = (1.0 + 2.0 * MARGIN) * torch.sigmoid(self.output(self.norm(found)).float()) - MARGIN
+        # While it learns a value may leave the range a little: cut off, it would have no gradient to come back.
+        return values if self.training else values.clamp(0.0, 1.0)
 
     def emotion_index(self, name: str | None) -> int:
         """Index of an emotion; none is the unknown one.
