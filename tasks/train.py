@@ -291,7 +291,6 @@ def batches_of(count: int) -> Iterator[Tensor]:
         yield torch.arange(start, min(start + EVALUATION_BATCH, count))
 
 
-@torch.no_grad()
 def measure(
     reconstructor: Reconstructor,
     encoder: nn.Module,
@@ -299,34 +298,50 @@ def measure(
     *,
     loss: Callable[[Batch, FaceCoefficients], Tensor] | None = None,
 ) -> dict[str, float]:
-    """Means over a split: landmark NME, similarity; where the truth is known also vertex error (mm), pose error (°).
+    """Means over a split of what `measure_photos` finds, over the photos for which it is known."""
+    found = measure_photos(reconstructor, encoder, crops, loss=loss)
+    known = {name: values[values.isfinite()] for name, values in found.items()}
+    return {name: float(values.mean()) for name, values in known.items() if len(values)}
 
-    With `loss` also the `objective`, what it gives.
+
+@torch.no_grad()
+def measure_photos(
+    reconstructor: Reconstructor,
+    encoder: nn.Module,
+    crops: CropSet,
+    *,
+    loss: Callable[[Batch, FaceCoefficients], Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """Landmark NME and similarity of every photo (N,); where the truth is known also vertex error (mm), pose error (°).
+
+    NaN where unknown. With `loss` also the `objective`, what it gives.
     """
     model, device = reconstructor.model, reconstructor.model.mean.device
     outer = model.part("skin") | model.part("lips") | model.part("brows")
-    sums: dict[str, list[Tensor]] = {}
+    found: dict[str, list[Tensor]] = {}
     for indices in batches_of(len(crops)):
         batch = to_device(make_batch(crops, indices, model=model, source="validation", labelled=False), device)
         coefficients = encode(reconstructor, encoder, batch.image, batch.landmarks, batch.confidence)
-        found = reconstructor.reconstruct(coefficients, batch.camera, shade=True)
-        assert found.rendering is not None
+        drawn = reconstructor.reconstruct(coefficients, batch.camera, shade=True)
+        assert drawn.rendering is not None
         annotation = crops.annotation[indices].to(device)
         target = torch.where(annotation.isfinite(), annotation, batch.landmarks)
         values = {
-            "landmark_nme": landmark_error(found.landmarks, target),
-            "similarity": similarity(batch.image, found.rendering.image, found.rendering.mask & batch.mask),
+            "landmark_nme": landmark_error(drawn.landmarks, target),
+            "similarity": similarity(batch.image, drawn.rendering.image, drawn.rendering.mask & batch.mask),
             "pose_error_deg": rotation_distance(coefficients.rotation, crops.rotation[indices].to(device)).rad2deg(),
         }
         if loss is not None:
             values["objective"] = loss(batch, coefficients).expand(len(indices))
         known = crops.mesh_index[indices] >= 0
+        values["vertex_error_mm"] = values["similarity"].new_full((len(indices),), torch.nan)
         if bool(known.any()):
-            values["vertex_error_mm"] = shape_error(found.neutral[known], crops, indices[known], outer)
+            values["vertex_error_mm"][known.to(device)] = shape_error(
+                drawn.neutral[known.to(device)], crops, indices[known], outer
+            )
         for name, value in values.items():
-            sums.setdefault(name, []).append(value[value.isfinite()])
-    pooled = {name: torch.cat(parts) for name, parts in sums.items()}
-    return {name: float(values.mean()) for name, values in pooled.items() if len(values)}
+            found.setdefault(name, []).append(value)
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def shape_error(neutral: Tensor, crops: CropSet, indices: Tensor, chosen: Tensor) -> Tensor:
