@@ -144,7 +144,7 @@ def report(evaluation: Evaluation, photos: AnnotatedSet, *, edges_deg: list[floa
     """Everything measured, as the module's heading says; what cannot be said is null."""
     faces = evaluation.faces
     reliability = reliability_curve(faces)
-    intervals = bootstrap_intervals(faces, generator=np.random.default_rng(SEED))
+    intervals = bootstrap_intervals(faces, seed=SEED)
     return without_nan(
         {
             **asdict(measure_accuracy(faces)),
