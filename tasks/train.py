@@ -311,15 +311,18 @@ def measure_photos(
     crops: CropSet,
     *,
     loss: Callable[[Batch, FaceCoefficients], Tensor] | None = None,
+    chosen: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Landmark NME and similarity of every photo (N,); where the truth is known also vertex error (mm), pose error (°).
 
-    NaN where unknown. With `loss` also the `objective`, what it gives.
+    NaN where unknown. With `loss` also the `objective`, what it gives; with `chosen` (N,) of these photos alone.
     """
     model, device = reconstructor.model, reconstructor.model.mean.device
     outer = model.part("skin") | model.part("lips") | model.part("brows")
     found: dict[str, list[Tensor]] = {}
-    for indices in batches_of(len(crops)):
+    chosen = torch.arange(len(crops)) if chosen is None else chosen
+    for places in batches_of(len(chosen)):
+        indices = chosen[places]
         batch = to_device(make_batch(crops, indices, model=model, source="validation", labelled=False), device)
         coefficients = encode(reconstructor, encoder, batch.image, batch.landmarks, batch.confidence)
         drawn = reconstructor.reconstruct(coefficients, batch.camera, shade=True)

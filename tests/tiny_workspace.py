@@ -149,6 +149,9 @@ class Recorder:
     def tags(self, values: Mapping[str, str]) -> None:
         self.calls.append(("tags", dict(values)))
 
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        self.calls.append(("artifact", path.name))
+
     @contextmanager
     def child(self, name: str) -> Iterator[Recorder]:
         self.calls.append(("child", name))
