@@ -118,7 +118,11 @@ def train_detector(params: Params, workspace: Workspace) -> None:
             **metrics,
         }
         if numbers["imbalance_after"] > section.balance_tolerance:
-            numbers["note"] = "no annotated photo on one side of large_pose_deg, so the poses could not be balanced"
+            large = int((np.abs(balanced.yaw_deg) > section.large_pose_deg).sum())
+            numbers["note"] = (
+                f"{large} of {len(balanced.yaw_deg)} faces are at large poses: one kind of photos has none to copy on "
+                f"one side of {section.large_pose_deg:g} degrees; add some, or raise turned_copies"
+            )
         write_json(folder / "metrics.json", numbers)
         run.curve(curve)
         run.metrics({key: value for key, value in numbers.items() if isinstance(value, int | float)})
