@@ -17,6 +17,7 @@ from models.reconstruction.reconstructor import LIGHT_SCALE, Reconstructor, load
 from models.training.data import CropSet
 from models.types import FaceCoefficients
 from tasks import train as stage
+from tasks import training_step
 from tasks.artifacts import Workspace, load_checkpoint
 from tasks.params import TrainingSource
 from tasks.train import (
@@ -258,7 +259,7 @@ def test_training_lowers_its_objective(workspace: Workspace) -> None:
 
 
 def test_a_killed_stage_leaves_no_output_and_goes_on(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    params, objective = tiny_params(), stage.objective
+    params, objective = tiny_params(), training_step.objective
     calls = iter(range(10**6))
 
     def killed(*arguments: Any) -> Any:
@@ -266,7 +267,7 @@ def test_a_killed_stage_leaves_no_output_and_goes_on(workspace: Workspace, monke
             raise KeyboardInterrupt
         return objective(*arguments)
 
-    monkeypatch.setattr(stage, "objective", killed)
+    monkeypatch.setattr(training_step, "objective", killed)
     with pytest.raises(KeyboardInterrupt):
         train_stage(params, workspace, "train_self_supervised")
     folder = workspace.folder("train_self_supervised")
@@ -276,7 +277,7 @@ def test_a_killed_stage_leaves_no_output_and_goes_on(workspace: Workspace, monke
     # Killed in the fifth step; the last validation was after the third, so three steps are taken.
     assert next(calls) == 5 + 3
     resumed = load_checkpoint(folder / "checkpoint.pt")["weights"]
-    monkeypatch.setattr(stage, "objective", objective)
+    monkeypatch.setattr(training_step, "objective", objective)
     train_stage(params, workspace, "train_self_supervised")
     whole = load_checkpoint(folder / "checkpoint.pt")["weights"]
     assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
