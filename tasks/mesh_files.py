@@ -36,10 +36,8 @@ def read_geometry(path: Path) -> Geometry:
     except Exception as error:  # noqa: BLE001 - parsers raise errors of many kinds for malformed files
         raise AnnotationError("mesh_unreadable", f"{path.name}: {type(error).__name__}: {error}"[:200]) from None
     if triangles is not None and triangles.size and not 0 <= triangles.min() <= triangles.max() < len(vertices):
-        raise AnnotationError(
-            "mesh_unreadable",
-            f"{path.name}: triangles of vertices {triangles.min()} to {triangles.max()}, expected 0 to {len(vertices) - 1}",
-        )
+        found = f"triangles of vertices {triangles.min()} to {triangles.max()}"
+        raise AnnotationError("mesh_unreadable", f"{path.name}: {found}, expected 0 to {len(vertices) - 1}")
     return vertices, triangles
 
 

@@ -76,10 +76,8 @@ def read_mesh(
         raise AnnotationError(error.reason, f"{path.name}: {error.detail}") from None
     if registration.residual_mm > MAX_FIT_ERROR_MM or registration.coverage < MIN_COVERAGE:
         found = f"{registration.residual_mm:.2f} mm from the scan over {registration.coverage:.0%} of the face"
-        raise AnnotationError(
-            "registration_poor",
-            f"{path.name}: {found}, expected at most {MAX_FIT_ERROR_MM:g} mm and {MIN_COVERAGE:.0%} or more; are the landmarks right?",
-        )
+        wanted = f"at most {MAX_FIT_ERROR_MM:g} mm and {MIN_COVERAGE:.0%} or more; are the landmarks right?"
+        raise AnnotationError("registration_poor", f"{path.name}: {found}, expected {wanted}")
     return LabelGeometry(
         registration.vertices.astype(np.float32), registration.residual_mm, registration.coverage, registered=True
     )

@@ -68,7 +68,7 @@ def read_scan_landmarks(path: Path) -> Points:
 
 def _read_csv(path: Path) -> Points:
     with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = [row for row in csv.reader(file) if any(cell.strip() for cell in row) or row]
+        rows = [row for row in csv.reader(file) if row]
     if rows and any(cell.strip() and not _is_number(cell) for cell in rows[0]):
         rows = rows[1:]
     return np.array([[float(cell) if cell.strip() else np.nan for cell in row] for row in rows], np.float64)
