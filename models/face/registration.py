@@ -301,7 +301,7 @@ def _deform(fit: _Fit, base: Values) -> Values:
     pull_to = fit.landmarks[wanted] - to_landmarks @ base
     moved: Values = base
     for stiffness in STIFFNESS_MM:
-        match = _match(fit, moved, reach=max(VALID_MM, min(stiffness, MODEL_REACH_MM[-1])))
+        match = _match(fit, moved, reach=max(VALID_MM, min(stiffness, MODEL_REACH_MM[-1])), trim=1.0)
         pull = LANDMARK_AREA_MM2 * (stiffness / STIFFNESS_MM[0]) ** 2
         # A trace of the area everywhere keeps pieces of the mesh solvable that are near nothing.
         data = sparse.diags_array(match.weight + 1e-6 * area) + pull * to_landmarks.T @ to_landmarks
@@ -342,7 +342,7 @@ def _bounded_step(normal: Values, gradient: Values, low: Values, high: Values) -
     """Minimiser of the quadratic with its first coefficients within bounds: those that would leave are held there."""
     ridge = normal + 1e-9 * np.diag(np.diagonal(normal)) + 1e-9 * np.eye(len(normal))
     held: Values = np.full(len(normal), np.nan)
-    change: Values = np.linalg.solve(ridge, -gradient)
+    change = np.asarray(np.linalg.solve(ridge, -gradient), np.float64)
     for _ in range(10):
         first = change[: len(low)]
         leaving = np.isnan(held[: len(low)]) & ((first < low - 1e-9) | (first > high + 1e-9))
