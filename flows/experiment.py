@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shlex
 import sys
 from collections.abc import Iterator
@@ -15,8 +16,8 @@ from flows.environment import prepare
 from flows.failures import reported
 
 if TYPE_CHECKING:
-    from tasks.experiment import Experiment
     from tasks.params import Params
+    from tasks.trials import Experiment
 
 app = typer.Typer(
     help="Train variants on the data of a workspace, with several seeds, and compare them.", no_args_is_help=True
@@ -34,6 +35,9 @@ FactorOption = Annotated[float, typer.Option(min=1e-4, help="Steps of every stag
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a parameter; may be repeated.")
 ]
+ImageOption = Annotated[
+    bool, typer.Option("--image-only", help="Train the image branch alone: the network sees no landmarks.")
+]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be trained and how long it takes.")]
 
 
@@ -45,12 +49,13 @@ def ablation(
     variants: VariantsOption = None,
     steps_factor: FactorOption = 1.0,
     settings: SetOption = None,
+    image_only: ImageOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """The three stages, with re-fusion, beside either kind of data alone and each loss left out."""
-    with _prepared(workspace, settings, steps_factor) as params:
+    with _prepared(workspace, settings, steps_factor, image_only) as params:
         from tasks.artifacts import Workspace
-        from tasks.experiment import Experiment, seconds_per_step
+        from tasks.trials import Experiment, seconds_per_step
         from tasks.variants import ablation_variants
 
         experiment = Experiment(
@@ -60,7 +65,7 @@ def ablation(
             reference="three_stages",
             headline=("three_stages", "self_supervised"),
         )
-        _run(experiment, params, workspace, out, variants, seeds=seeds, dry_run=dry_run)
+        _run(experiment, params, workspace, out, variants, image_only=image_only, seeds=seeds, dry_run=dry_run)
 
 
 @app.command()
@@ -74,12 +79,13 @@ def labels(
     variants: VariantsOption = None,
     steps_factor: FactorOption = 1.0,
     settings: SetOption = None,
+    image_only: ImageOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """The three stages with few labelled persons and with more."""
-    with _prepared(workspace, settings, steps_factor) as params:
+    with _prepared(workspace, settings, steps_factor, image_only) as params:
         from tasks.artifacts import Workspace
-        from tasks.experiment import Experiment, labelled_persons, seconds_per_step
+        from tasks.trials import Experiment, labelled_persons, seconds_per_step
         from tasks.variants import LABEL_COUNTS, label_variants
 
         place = Workspace(workspace)
@@ -95,8 +101,9 @@ def labels(
             variants=tuple(made),
             reference="self_supervised",
             headline=(made[-1].name, "self_supervised"),
+            axis="persons",
         )
-        _run(experiment, params, workspace, out, variants, seeds=seeds, dry_run=dry_run)
+        _run(experiment, params, workspace, out, variants, image_only=image_only, seeds=seeds, dry_run=dry_run)
 
 
 @app.command()
@@ -110,12 +117,13 @@ def fusion(
     variants: VariantsOption = None,
     steps_factor: FactorOption = 1.0,
     settings: SetOption = None,
+    image_only: ImageOption = False,
     dry_run: DryRunOption = False,
 ) -> None:
     """Ratios of unlabelled to labelled samples in stage 3, for labels from exact to bad."""
-    with _prepared(workspace, settings, steps_factor) as params:
+    with _prepared(workspace, settings, steps_factor, image_only) as params:
         from tasks.artifacts import Workspace
-        from tasks.experiment import Experiment, seconds_per_step
+        from tasks.trials import Experiment, seconds_per_step
         from tasks.variants import NOISE_MM, fusion_variants
 
         made = fusion_variants(params, seconds_per_step(Workspace(workspace)), noise_mm=noise or NOISE_MM)
@@ -124,12 +132,13 @@ def fusion(
             title="Ratio of fusion and quality of labels",
             variants=tuple(made),
             reference="self_supervised",
+            axis="noise_mm",
         )
-        _run(experiment, params, workspace, out, variants, seeds=seeds, dry_run=dry_run)
+        _run(experiment, params, workspace, out, variants, image_only=image_only, seeds=seeds, dry_run=dry_run)
 
 
 @contextmanager
-def _prepared(workspace: Path, settings: list[str] | None, factor: float) -> Iterator[Params]:
+def _prepared(workspace: Path, settings: list[str] | None, factor: float, image_only: bool) -> Iterator[Params]:
     """The parameters of the workspace with the changes asked for, and errors in one line."""
     from flows import cli
 
@@ -137,7 +146,7 @@ def _prepared(workspace: Path, settings: list[str] | None, factor: float) -> Ite
     with reported(workspace, "experiment", debug=cli.debugging):
         from flows.workspace import changed, read_yaml
         from tasks.params import load_params, parse_params
-        from tasks.variants import scaled
+        from tasks.variants import scaled, without_landmarks
 
         params = load_params(workspace / "params.yaml")
         if settings:
@@ -145,7 +154,7 @@ def _prepared(workspace: Path, settings: list[str] | None, factor: float) -> Ite
             for setting in settings:
                 data = changed(data, setting)
             params = parse_params(data, name="params.yaml with the settings given")
-        yield scaled(params, factor)
+        yield scaled(without_landmarks(params) if image_only else params, factor)
 
 
 def _run(
@@ -155,16 +164,27 @@ def _run(
     out: Path | None,
     names: list[str] | None,
     *,
+    image_only: bool,
     seeds: int,
     dry_run: bool,
 ) -> None:
     from dataclasses import replace
 
+    from flows.stages import CHATTY
     from tasks.artifacts import Workspace
-    from tasks.experiment import estimate, plan, run_experiment
+    from tasks.experiment import run_experiment
+    from tasks.trials import estimate, plan
 
     place = Workspace(workspace)
-    folder = out or workspace / ".mien" / "experiments" / experiment.name
+    folder = out or workspace / ".mien" / "experiments" / f"{experiment.name}{'_image_only' if image_only else ''}"
+    if image_only:
+        # What the landmarks say by themselves is no baseline of a network that does not see them.
+        kept = (variant for variant in experiment.variants if variant.name != "geometry")
+        experiment = replace(
+            experiment,
+            title=f"{experiment.title} (image alone, no landmarks)",
+            variants=tuple(replace(variant, landmarks=False) for variant in kept),
+        )
     known = [variant.name for variant in experiment.variants]
     for name in names or ():
         if name not in known:
@@ -184,6 +204,8 @@ def _run(
     )
     if dry_run:
         return
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     command = " ".join(["mien", *(shlex.quote(argument) for argument in sys.argv[1:])])
     run_experiment(experiment, params, place, folder, seeds=seeds, command=command, say=_say)
     print((folder / f"{experiment.name}.md").read_text(encoding="utf-8"))

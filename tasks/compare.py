@@ -33,7 +33,10 @@ PAIRED = ("vertex_error_mm", "similarity")
 
 PANELS = ("vertex_error_mm", "depth_slope", "similarity")
 DPI = 110
-BLUE, RED, GREY = "#3b6ea8", "#c8453b", "#9aa0a6"
+BLUE, GREEN, RED, GREY = "#3b6ea8", "#5aa469", "#c8453b", "#9aa0a6"
+
+AXES = {"persons": "labelled persons", "noise_mm": "error of the labels, mm"}
+"""What curves may run over."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Result:
     seconds: float
     summary: dict[str, Any]
     """As of `summarize`, over the whole test split."""
+    labels: dict[str, Any]
+    """How many labelled persons there were and how far their meshes were off: `persons`, `noise_mm`."""
+    line: str
+    """Variants of one line of a curve over the labels share this; empty for what stands beside the curves."""
     rounds: list[dict[str, Any]] = field(repr=False)
     moments: np.ndarray = field(repr=False)
     """(N, 5) of depth, see `depth_moments`; NaN without a mesh."""
@@ -62,10 +69,14 @@ def write_comparison(
     title: str,
     reference: str,
     headline: tuple[str, str] | None,
+    axis: str | None,
     persons: np.ndarray,
     command: str,
 ) -> list[Path]:
-    """Write NAME.json, NAME.md and NAME.png; `persons` (N,) of the test photos are drawn again for the intervals."""
+    """Write NAME.json, NAME.md and NAME.png; `persons` (N,) of the test photos are drawn again for the intervals.
+
+    With an `axis`, one of the `labels` of a result, the picture shows curves over it.
+    """
     groups = _by_variant(results)
     rows = [row_of(group) for group in groups.values()]
     for row in rows:
@@ -90,7 +101,7 @@ def write_comparison(
     with replace_file(paths[1]) as temporary:
         temporary.write_text(table(content), encoding="utf-8")
     with replace_file(paths[2]) as temporary:
-        temporary.write_bytes(plot(content))
+        temporary.write_bytes(plot(content) if axis is None else curves(content, axis))
     return paths
 
 
@@ -107,6 +118,8 @@ def row_of(results: Sequence[Result]) -> dict[str, Any]:
     row: dict[str, Any] = {
         "name": first.variant,
         "title": first.title,
+        "labels": first.labels,
+        "line": first.line,
         "seeds": [result.seed for result in results],
         "steps": float(np.mean([result.steps for result in results])),
         "seconds": float(np.mean([result.seconds for result in results])),
@@ -221,6 +234,41 @@ def plot(content: Mapping[str, Any]) -> bytes:
     return _png(figure)
 
 
+def curves(content: Mapping[str, Any], axis: str) -> bytes:
+    """Every line of variants over what was done to their labels: mean over seeds, and all seeds as dots.
+
+    The reference, which has no place on the axis, is a dashed line.
+    """
+    figure = Figure(figsize=(11.0, 3.6), layout="constrained")
+    panels = figure.subplots(1, len(PANELS))
+    lines = list(dict.fromkeys(row["line"] for row in content["rows"] if row["line"]))
+    for panel, key in zip(panels, PANELS, strict=True):
+        heading, factor, _ = COLUMNS[key]
+        for line, colour in zip(lines, (BLUE, GREEN, RED), strict=False):
+            rows = [row for row in content["rows"] if row["line"] == line and key in row["numbers"]]
+            places = [row["labels"][axis] for row in rows]
+            panel.plot(
+                places, [row["numbers"][key]["mean"] * factor for row in rows], "-", color=colour, lw=1.5, label=line
+            )
+            for place, row in zip(places, rows, strict=True):
+                seeds = np.array(row["numbers"][key]["seeds"]) * factor
+                panel.plot([place] * len(seeds), seeds, "o", ms=3.5, color=colour)
+        for row in content["rows"]:
+            if row["name"] == content["reference"] and not row["line"] and key in row["numbers"]:
+                panel.axhline(row["numbers"][key]["mean"] * factor, color=GREY, ls="--", lw=1, label=row["title"])
+        if axis == "persons":
+            panel.set_xscale("log")
+            ticks = sorted({row["labels"][axis] for row in content["rows"] if row["line"]})
+            panel.set_xticks(ticks, [str(tick) for tick in ticks])
+            panel.minorticks_off()
+        panel.set(xlabel=AXES[axis], ylabel=heading)
+        panel.grid(lw=0.4, color="#dddddd")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[0].legend(fontsize=7, frameon=False)
+    figure.suptitle(content["title"], fontsize=10, x=0.01, ha="left")
+    return _png(figure)
+
+
 def _flatness(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Slope and correlation of pooled moments (D, 5), as `models.metrics.depth_flatness` has them."""
     predicted, target, predicted_square, target_square, product = moments.T
@@ -239,7 +287,8 @@ def _sentence(found: Mapping[str, Any], first: str, second: str) -> str:
     vertex, slope, likeness = (found[key] for key in ("vertex_error_mm", "depth_slope", "depth_correlation"))
     sure = "the interval excludes zero" if vertex["low"] * vertex["high"] > 0 else "the interval holds zero"
     return (
-        f"{first} minus {second}: vertex error {_interval(vertex)} mm ({vertex['relative']:+.1%}; {sure}), "
+        f"{first[:1].upper()}{first[1:]} minus {second}: "
+        f"vertex error {_interval(vertex)} mm ({vertex['relative']:+.1%}; {sure}), "
         f"depth slope {_interval(slope)}, depth correlation {_interval(likeness)}."
     )
 

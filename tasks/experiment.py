@@ -6,10 +6,8 @@ training is never repeated, and a killed experiment goes on where it stopped. No
 
 from __future__ import annotations
 
-import hashlib
-import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +16,13 @@ import numpy as np
 import torch
 
 from models.face.morphable import MorphableModel
+from models.reconstruction.geometry_branch import GeometryBranch
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
 from models.training.data import CropSet
 from models.training.loop import build_fabric
+from models.training.progress import forget_progress
 from models.types import Batch
-from tasks.artifacts import (
-    CLEAN,
-    Workspace,
-    load_checkpoint,
-    read_json,
-    read_table,
-    replace_file,
-    save_checkpoint,
-    write_json,
-)
+from tasks.artifacts import Workspace, load_checkpoint, read_json, replace_file, save_checkpoint, write_json
 from tasks.compare import Result, write_comparison
 from tasks.dataset import load_crops
 from tasks.evaluate import predict_mean_face
@@ -40,60 +31,9 @@ from tasks.measure import Measured, Predict, Truth, measure_stage, prepare_truth
 from tasks.params import Params
 from tasks.refusion import best_round, fuse_again, write_rows
 from tasks.tracking import TrackedRun, finite, track_experiment, tracking_uri
-from tasks.train import fingerprint, fit, labelled_shares, load_trainee, write_curve
-from tasks.variants import STAGES, LabelChange, Variant, labelled_sources, seeded, with_changed_labels
-
-LOADING_SECONDS = 4.0
-"""Guess of what starting a training costs beside its steps."""
-
-EVALUATION_SECONDS_PER_PHOTO = 0.03
-
-
-@dataclass(frozen=True)
-class Training:
-    """One stage of one variant with one seed, and where its weights are kept."""
-
-    key: str
-    stage: str
-    params: Params
-    labels: LabelChange
-    init: str
-    """Key of what it starts from."""
-    steps: int
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A variant with a seed."""
-
-    variant: Variant
-    seed: int
-    start: str
-    """Key of the untrained network of this seed."""
-    trainings: tuple[Training, ...]
-
-    @property
-    def name(self) -> str:
-        """Name of its files."""
-        return f"{self.variant.name}-{self.seed}"
-
-    @property
-    def key(self) -> str:
-        """Key of the weights that are measured."""
-        return self.trainings[-1].key if self.trainings else self.start
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """Variants to be compared."""
-
-    name: str
-    title: str
-    variants: tuple[Variant, ...]
-    reference: str
-    """Name of the variant with which the others are compared photo by photo."""
-    headline: tuple[str, str] | None = None
-    """The comparison that matters most: first minus second."""
+from tasks.train import fit, labelled_shares, load_trainee, write_curve
+from tasks.trials import Experiment, Training, Trial, is_measured, plan, weights_path
+from tasks.variants import with_changed_labels
 
 
 def run_experiment(
@@ -120,7 +60,7 @@ def run_experiment(
         out.mkdir(parents=True, exist_ok=True)
         write_json(noted, {"tracking_uri": tracking_uri(params, workspace), "run_id": run.run_id})
         for number, trial in enumerate(trials):
-            if not _finished(trial, out):
+            if not is_measured(trial, out):
                 say(f"[{number + 1}/{len(trials)}] {trial.variant.title}, seed {trial.seed}")
                 _run_trial(trial, workspace, out, bench, run, say)
         results = [_read_result(trial, out) for trial in trials]
@@ -131,68 +71,12 @@ def run_experiment(
             title=experiment.title,
             reference=experiment.reference,
             headline=experiment.headline,
+            axis=experiment.axis,
             persons=bench.crops.person.numpy(),
             command=command,
         )
         for path in paths:
             run.artifact(path)
-
-
-def plan(experiment: Experiment, params: Params, workspace: Workspace, *, seeds: int) -> list[Trial]:
-    """Every variant with every seed; baselines once."""
-    first = params.project.seed
-    geometry = workspace.folder("train_geometry") / "checkpoint.pt"
-    data = workspace.folder("validate_labels") / "clean.parquet"
-    for path in (geometry, data):
-        if not path.exists():
-            raise FileNotFoundError(f"{path}: missing; run the stage {path.parent.name} first")
-    given = hashlib.sha256(geometry.read_bytes() + data.read_bytes()).hexdigest()
-    trials = []
-    for variant in experiment.variants:
-        for seed in range(first, first + (1 if variant.baseline else seeds)):
-            own = seeded(variant.params, seed)
-            start = key = _digest(given, "start", seed)
-            trainings = []
-            for stage in variant.stages:
-                init = key
-                fused = repr(own.train_fused) if stage == "refusion" else ""
-                key = _digest(fingerprint(own, stage, []), fused, variant.labels, init)
-                trainings.append(Training(key, stage, own, variant.labels, init, _steps(own, stage)))
-            trials.append(Trial(variant, seed, start, tuple(trainings)))
-    return trials
-
-
-def labelled_persons(params: Params, workspace: Workspace) -> int:
-    """Persons with label meshes in the training split."""
-    return len(set(_clean(workspace, split="train", sources=labelled_sources(params))))
-
-
-def estimate(trials: Sequence[Trial], workspace: Workspace, out: Path) -> tuple[int, float]:
-    """Trainings that are still to be done, and a guess of the seconds that they and the measuring take."""
-    cost = seconds_per_step(workspace)
-    todo = {
-        training.key: training for trial in trials for training in trial.trainings if not _kept(training, out).exists()
-    }
-    # Re-fusion trains as stage 3 does.
-    seconds = sum(
-        training.steps * cost.get(training.stage, cost.get("train_fused", 0.2)) + LOADING_SECONDS
-        for training in todo.values()
-    )
-    measured = sum(not _finished(trial, out) for trial in trials)
-    photos = len(_clean(workspace, split="test"))
-    return len(todo), seconds + measured * photos * EVALUATION_SECONDS_PER_PHOTO
-
-
-def seconds_per_step(workspace: Workspace) -> dict[str, float]:
-    """What a step of each stage cost in the workspace's own run, validations included; stages not run are left out."""
-    found = {}
-    for stage in STAGES:
-        path = workspace.folder(stage) / "metrics.json"
-        if path.exists():
-            metrics = read_json(path)
-            if metrics.get("steps") and metrics.get("seconds"):
-                found[stage] = metrics["seconds"] / metrics["steps"]
-    return found
 
 
 @dataclass(frozen=True)
@@ -231,7 +115,7 @@ def _run_trial(
         seconds, steps, offset = 0.0, 0, 0
         rounds: list[dict[str, Any]] = []
         for training in trial.trainings:
-            path = _kept(training, out)
+            path = weights_path(training, out)
             if not path.exists():
                 began = time.monotonic()
                 _train(training, checkpoint, workspace, out, run)
@@ -277,7 +161,7 @@ def _train(training: Training, checkpoint: Path, workspace: Workspace, out: Path
         seed=params.project.seed,
     )
     trainee = replace(trainee, crops=changed)
-    progress, path = out / "progress" / training.key, _kept(training, out)
+    progress, path = out / "progress" / training.key, weights_path(training, out)
     done: dict[str, Any]
     if stage == "refusion":
         began = time.monotonic()
@@ -301,6 +185,7 @@ def _train(training: Training, checkpoint: Path, workspace: Workspace, out: Path
             progress_folder=progress,
             identity=training.key,
             name=stage,
+            keep_progress=True,
         )
         done = {"steps": result.steps, "seconds": result.seconds, "validation": result.best}
         done["best_step"] = result.best_step
@@ -311,28 +196,42 @@ def _train(training: Training, checkpoint: Path, workspace: Workspace, out: Path
     write_json(path.with_suffix(".json"), {"stage": stage, **done})
     # Last, because it says that the rest is there.
     save_checkpoint(path, reconstructor_content(trainee.reconstructor))
+    forget_progress(progress)
     (progress / "rounds.pt").unlink(missing_ok=True)
 
 
 def _start(trial: Trial, workspace: Workspace, out: Path) -> Path:
     """The pretrained geometry branch with an image branch of the trial's seed.
 
-    The seed of the workspace gives the image branch that its own stages started from.
+    The seed of the workspace gives the image branch that its own stages started from; a pretrained one is the same for
+    all seeds. Without landmarks the geometry branch says nothing: the mean face from the front, whatever the points.
     """
     geometry = workspace.folder("train_geometry") / "checkpoint.pt"
-    first = trial.variant.params.project.seed
-    path = out / "checkpoints" / f"{trial.start}.pt"
-    if trial.seed == first:
+    params = trial.variant.params
+    own_image = trial.seed == params.project.seed or params.encoder.pretrained
+    if own_image and trial.variant.landmarks:
         return geometry
-    if not path.exists():
-        model = load_face_model(trial.variant.params, workspace)
-        trained = load_reconstructor(load_checkpoint(geometry), model)
+    path = out / "checkpoints" / f"{trial.start}.pt"
+    if path.exists():
+        return path
+    trained = load_reconstructor(load_checkpoint(geometry), load_face_model(params, workspace))
+    fresh = trained
+    if not own_image:
         torch.manual_seed(trial.seed)
-        fresh = Reconstructor(model, trained.settings)
+        fresh = Reconstructor(trained.model, trained.settings)
         fresh.encoder.geometry.load_state_dict(trained.encoder.geometry.state_dict())
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_checkpoint(path, reconstructor_content(fresh))
+    if not trial.variant.landmarks:
+        silence(fresh.encoder.geometry)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_checkpoint(path, reconstructor_content(fresh))
     return path
+
+
+@torch.no_grad()
+def silence(branch: GeometryBranch) -> None:
+    """Make every number that the geometry branch gives zero, features and coefficients alike."""
+    for parameter in branch.parameters():
+        parameter.zero_()
 
 
 def _predictor(trial: Trial, checkpoint: Path, bench: Bench) -> Predict:
@@ -351,21 +250,6 @@ def _predictor(trial: Trial, checkpoint: Path, bench: Bench) -> Predict:
     return predict
 
 
-def _steps(params: Params, stage: str) -> int:
-    if stage == "refusion":
-        return params.refusion.steps * params.refusion.max_rounds
-    return int(getattr(params, stage).steps)
-
-
-def _kept(training: Training, out: Path) -> Path:
-    return out / "checkpoints" / f"{training.key}.pt"
-
-
-def _finished(trial: Trial, out: Path) -> bool:
-    path = out / "results" / f"{trial.name}.json"
-    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["fingerprint"] == trial.key
-
-
 def _read_result(trial: Trial, out: Path) -> Result:
     content = read_json(out / "results" / f"{trial.name}.json")
     with np.load(out / "results" / f"{trial.name}.npz", allow_pickle=False) as file:
@@ -377,18 +261,9 @@ def _read_result(trial: Trial, out: Path) -> Result:
         steps=content["steps"],
         seconds=content["seconds"],
         summary=content["summary"],
+        labels=asdict(trial.variant.labels),
+        line=trial.variant.line,
         rounds=content["rounds"],
         moments=arrays.pop("moments"),
         values=arrays,
     )
-
-
-def _clean(workspace: Workspace, *, split: str, sources: Sequence[str] | None = None) -> list[str]:
-    """The person of every validated photo of a split."""
-    table = read_table(workspace.folder("validate_labels") / "clean.parquet", CLEAN)
-    rows = zip(*(table[name].to_pylist() for name in ("split", "source", "person")), strict=True)
-    return [person for found, source, person in rows if found == split and (sources is None or source in sources)]
-
-
-def _digest(*parts: object) -> str:
-    return hashlib.sha256("\n".join(str(part) for part in parts).encode()).hexdigest()[:20]

@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from models.reconstruction.reconstructor import load_reconstructor, reconstructor_content
+from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
+from models.training.progress import forget_progress
 from tasks.artifacts import Workspace, load_checkpoint, replace_folder, save_checkpoint, write_json, write_table
 from tasks.params import Params, RefusionParams, TrainingParams
 from tasks.similarity_groups import (
@@ -30,7 +31,8 @@ from tasks.similarity_groups import (
     weighted_quality,
 )
 from tasks.tracking import TrackedRun, track
-from tasks.train import Trainee, fingerprint, fit, labelled_shares, load_trainee, measure_photos, write_curve
+from tasks.train import fingerprint, fit, labelled_shares, load_trainee, measure_photos, write_curve
+from tasks.training_step import Trainee
 
 KEPT = ("start", "kept")
 """Decisions after which a round's weights are the best so far."""
@@ -54,7 +56,7 @@ class Round:
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusionResult:
     """Everything the loop leaves behind."""
 
     rounds: list[Round]
@@ -95,13 +97,15 @@ def refusion(params: Params, workspace: Workspace) -> None:
     (progress / "rounds.pt").unlink(missing_ok=True)
 
 
-def fuse_again(trainee: Trainee, params: Params, *, progress: Path, identity: str, run: TrackedRun) -> Refused:
+def fuse_again(trainee: Trainee, params: Params, *, progress: Path, identity: str, run: TrackedRun) -> RefusionResult:
     """Run rounds until one of the reasons of `stop_reason`; the trainee ends with the best weights.
 
     State goes to `progress` after every round; the file rounds.pt there is the caller's to remove once all is written.
     """
-    state = _read_state(progress, identity, trainee)
+    # Groups are those of the first weights, also where a killed loop goes on from better ones.
+    initial = reconstructor_content(trainee.reconstructor)
     groups = group_crops(trainee.reconstructor, trainee.validation)
+    state = _read_state(progress, identity, trainee.reconstructor)
     if not state["rounds"]:
         shares = labelled_shares(params.train_fused.sources, trainee, share=params.train_fused.labelled_share)
         share = sum(value for name, value in shares.items() if name in trainee.labelled)
@@ -116,14 +120,16 @@ def fuse_again(trainee: Trainee, params: Params, *, progress: Path, identity: st
         if reason:
             break
         if looked_at is None:
+            trainee.reconstructor.encoder.load_state_dict(initial["weights"])
             looked_at = _Probe.of(trainee, params)
         if not any(row["split"] == "train" for row in state["groups"]):
             # Only a loop that goes on needs to know which groups lack labels.
             _note(state, looked_at.rows(trainee, number=0), {})
         _run_round(trainee, params, looked_at, groups, progress, identity, state, run)
         save_checkpoint(progress / "rounds.pt", {"fingerprint": identity, **state})
+        forget_progress(progress / f"round-{len(rounds)}")
     trainee.reconstructor.encoder.load_state_dict(state["best"]["weights"])
-    return Refused(rounds, reason, state["best"], state["curve"], state["samples"], state["groups"])
+    return RefusionResult(rounds, reason, state["best"], state["curve"], state["samples"], state["groups"])
 
 
 def best_round(rounds: Sequence[Round]) -> Round:
@@ -229,6 +235,7 @@ def _run_round(
             progress_folder=progress / f"round-{number}",
             identity=f"{identity}-{number}",
             name=f"refusion round {number}",
+            keep_progress=True,
         )
         judged, found = judge(trainee, number=number, share=share, before=before, limit=section.max_geometry_loss)
         samples = sample_rows(found, trainee.validation, groups, number=number, split="validation")
@@ -268,15 +275,14 @@ def _of_round(rows: Sequence[Mapping[str, Any]], number: int) -> list[Mapping[st
     return [row for row in rows if row["round"] == number]
 
 
-def _read_state(progress: Path, identity: str, trainee: Trainee) -> dict[str, Any]:
+def _read_state(progress: Path, identity: str, reconstructor: Reconstructor) -> dict[str, Any]:
     path = progress / "rounds.pt"
     if path.exists():
         state = load_checkpoint(path)
         if state.pop("fingerprint") == identity:
-            load_reconstructor(state["best"], trainee.reconstructor.model)
-            trainee.reconstructor.encoder.load_state_dict(state["best"]["weights"])
+            load_reconstructor(state["best"], reconstructor.model)
             return state
-    best = reconstructor_content(trainee.reconstructor)
+    best = reconstructor_content(reconstructor)
     return {"rounds": [], "best": best, "curve": [], "samples": [], "groups": []}
 
 

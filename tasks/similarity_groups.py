@@ -14,7 +14,8 @@ from torch import Generator, Tensor
 from models.reconstruction.reconstructor import Reconstructor
 from models.training.data import CropSet, make_batch
 from models.types import to_device
-from tasks.train import batches_of, encode
+from tasks.train import batches_of
+from tasks.training_step import encode
 
 YAW_EDGES_DEG = (0.0, 30.0, 60.0, 90.0)
 PROBE_PHOTOS = 240

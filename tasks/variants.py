@@ -33,6 +33,9 @@ RATIOS = {"1:1": 1 / 2, "2:1": 1 / 3, "3:1": 1 / 4}
 LABEL_COUNTS = (10, 20, 50, 100, 500)
 NOISE_MM = (0.0, 1.0, 2.0, 4.0)
 
+PLAIN_IDENTITY_PRIOR = 3e-4
+"""Weight of the squared coefficients of identity where nothing else holds them. Source: method A.5."""
+
 LEFT_OUT = "(left out)"
 """Source of crops that no stage draws."""
 
@@ -63,6 +66,10 @@ class Variant:
     labels: LabelChange = LabelChange()
     baseline: bool = False
     """No training and no seeds: measured once."""
+    line: str = ""
+    """Variants that differ in their labels alone share a line of the plot."""
+    landmarks: bool = True
+    """Whether the network sees the landmarks beside the image."""
 
 
 def scaled(params: Params, factor: float) -> Params:
@@ -83,6 +90,24 @@ def scaled(params: Params, factor: float) -> Params:
 def seeded(params: Params, seed: int) -> Params:
     """The same with another seed."""
     return params.model_copy(update={"project": params.project.model_copy(update={"seed": seed})})
+
+
+def without_landmarks(params: Params) -> Params:
+    """The same for an image branch that stands alone, as in method A: no landmarks say who the face is.
+
+    What anchored identity to their reading becomes the plain prior of Deng et al. 2019.
+    """
+    update = {}
+    for stage in STAGES:
+        section: TrainingParams = getattr(params, stage)
+        sources = []
+        for source in section.sources:
+            losses = {name: weight for name, weight in source.losses.items() if name != "identity_anchor"}
+            if len(losses) < len(source.losses):
+                losses["identity_prior"] = max(losses.get("identity_prior", 0.0), PLAIN_IDENTITY_PRIOR)
+            sources.append(source.model_copy(update={"losses": losses}))
+        update[stage] = section.model_copy(update={"geometry_rate": 0.0, "sources": tuple(sources)})
+    return params.model_copy(update=update)
 
 
 def ablation_variants(params: Params, seconds_per_step: dict[str, float]) -> list[Variant]:
@@ -113,7 +138,14 @@ def label_variants(
         *_baselines(params),
         _self_supervised(params, seconds_per_step),
         *(
-            Variant(f"labels_{count}", f"three stages, {count} labelled persons", params, STAGES, LabelChange(count))
+            Variant(
+                f"labels_{count}",
+                f"three stages, {count} labelled persons",
+                params,
+                STAGES,
+                LabelChange(count),
+                line="three stages",
+            )
             for count in kept
         ),
     ]
@@ -130,7 +162,7 @@ def fusion_variants(
             changed = params.model_copy(update={"train_fused": section})
             name = f"ratio_{ratio.replace(':', '_')}_noise_{noise:g}"
             title = f"{ratio}, labels {noise:g} mm off" if noise else f"{ratio}, exact labels"
-            variants.append(Variant(name, title, changed, STAGES, LabelChange(noise_mm=noise)))
+            variants.append(Variant(name, title, changed, STAGES, LabelChange(noise_mm=noise), line=ratio))
     return variants
 
 

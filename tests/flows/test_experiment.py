@@ -10,9 +10,9 @@ import typer.testing
 import yaml
 
 from flows import cli
-from tasks.artifacts import CLEAN, Workspace, read_table, write_table
+from tasks.artifacts import Workspace
 from tests.tiny_face import tiny_face
-from tests.tiny_workspace import tiny_params, tiny_workspace
+from tests.tiny_workspace import split_off_test, tiny_params, tiny_workspace
 
 
 def invoke(*arguments: str) -> tuple[int, str]:
@@ -22,14 +22,9 @@ def invoke(*arguments: str) -> tuple[int, str]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Half of the validation split is the test split here."""
     root = tmp_path / "workspace"
     root.mkdir()
-    path = tiny_workspace(root, tiny_face()).folder("validate_labels") / "clean.parquet"
-    rows = read_table(path, CLEAN).to_pylist()
-    for row in rows[-3:]:
-        row["split"] = "test"
-    write_table(path, rows, CLEAN)
+    split_off_test(tiny_workspace(root, tiny_face()))
     content = tiny_params().model_dump(mode="json", by_alias=True)
     (root / "params.yaml").write_text(yaml.safe_dump(content))
     return root
@@ -43,6 +38,14 @@ def test_a_dry_run_says_what_would_be_done(folder: Path) -> None:
     # Two baselines, and ten variants with two seeds; stages that they share are counted once.
     assert "12 variants, 22 runs" in text
     assert not (folder / ".mien" / "experiments").exists()
+
+
+def test_the_image_alone_is_another_experiment(folder: Path) -> None:
+    code, text = invoke("ablation", "--workspace", str(folder), "--image-only", "--dry-run")
+    assert code == 0
+    assert "results in" in text
+    assert "ablation_image_only" in text.replace("\n", "")
+    assert not [line for line in text.splitlines() if line.startswith("geometry")]
 
 
 def test_label_counts_stop_at_what_there_is(folder: Path) -> None:

@@ -15,7 +15,9 @@ from tasks.compare import Result, compare, flatness_difference, row_of, write_co
 PERSONS = np.repeat(np.arange(20), 2)
 
 
-def result(variant: str, seed: int, error: float, *, slope: float = 0.5, rounds: Any = ()) -> Result:
+def result(
+    variant: str, seed: int, error: float, *, slope: float = 0.5, rounds: Any = (), persons: int | None = None
+) -> Result:
     generator = np.random.default_rng(7)
     errors = error + generator.normal(0.0, 0.5, len(PERSONS))
     truth = torch.from_numpy(generator.normal(0.0, 3.0, (len(PERSONS), 50)))
@@ -27,6 +29,8 @@ def result(variant: str, seed: int, error: float, *, slope: float = 0.5, rounds:
         steps=100,
         seconds=10.0 + seed,
         summary={"vertex_error_mm": float(errors.mean()), "depth_slope": slope, "similarity": None},
+        labels={"persons": persons, "noise_mm": 0.0},
+        line="three stages" if persons else "",
         rounds=list(rounds),
         moments=moments,
         values={"vertex_error_mm": errors, "similarity": np.full(len(PERSONS), np.nan)},
@@ -90,6 +94,7 @@ def test_table_and_plot(tmp_path: Path) -> None:
         title="What it is worth",
         reference="three_stages",
         headline=("three_stages", "self_supervised"),
+        axis=None,
         persons=PERSONS,
         command="mien experiment ablation",
     )
@@ -107,3 +112,25 @@ def test_table_and_plot(tmp_path: Path) -> None:
     picture = np.asarray(Image.open(paths[2]).convert("L"))
     assert picture.shape[1] > 1000
     assert (picture < 250).mean() > 0.01
+
+
+def test_curves_over_labels(tmp_path: Path) -> None:
+    results = [result("self_supervised", seed, 3.2) for seed in (0, 1)]
+    for count, error in ((10, 3.15), (50, 3.0)):
+        results += [result(f"labels_{count}", seed, error, persons=count) for seed in (0, 1)]
+    paths = write_comparison(
+        tmp_path,
+        results,
+        name="labels",
+        title="How many it takes",
+        reference="self_supervised",
+        headline=("labels_50", "self_supervised"),
+        axis="persons",
+        persons=PERSONS,
+        command="mien experiment labels",
+    )
+    rows = json.loads(paths[0].read_text())["rows"]
+    assert [row["labels"]["persons"] for row in rows] == [None, 10, 50]
+    assert [row["line"] for row in rows] == ["", "three stages", "three stages"]
+    picture = np.asarray(Image.open(paths[2]).convert("RGB")).astype(int)
+    assert ((picture[..., 2] - picture[..., 0]) > 60).mean() > 1e-4

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,16 @@ import pytest
 import torch
 
 from models.face.morphable import MorphableModel
+from models.reconstruction.reconstructor import load_reconstructor
 from tasks import experiment as runner
-from tasks.artifacts import CLEAN, Workspace, load_checkpoint, read_table, write_json, write_table
-from tasks.experiment import Experiment, estimate, labelled_persons, plan, run_experiment, seconds_per_step
+from tasks.artifacts import Workspace, load_checkpoint
+from tasks.experiment import run_experiment
 from tasks.params import Params
 from tasks.train import train_self_supervised
-from tasks.variants import LabelChange, Variant, ablation_variants, seeded
+from tasks.trials import Experiment, plan
+from tasks.variants import LabelChange, Variant, ablation_variants
 from tests.tiny_face import tiny_face
-from tests.tiny_workspace import Recorder, tiny_params, tiny_workspace
+from tests.tiny_workspace import Recorder, split_off_test, tiny_params, tiny_workspace
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +30,9 @@ def face() -> MorphableModel:
 
 @pytest.fixture
 def workspace(face: MorphableModel, tmp_path: Path) -> Workspace:
-    """Half of the validation split is the test split here."""
     root = tmp_path / "workspace"
     root.mkdir()
-    workspace = tiny_workspace(root, face)
-    path = workspace.folder("validate_labels") / "clean.parquet"
-    rows = read_table(path, CLEAN).to_pylist()
-    for row in rows[-3:]:
-        row["split"] = "test"
-    write_table(path, rows, CLEAN)
-    return workspace
+    return split_off_test(tiny_workspace(root, face))
 
 
 @pytest.fixture(autouse=True)
@@ -70,28 +66,6 @@ def run(experiment: Experiment, params: Params, workspace: Workspace, out: Path,
 
 def rows_of(out: Path) -> dict[str, Any]:
     return {row["name"]: row for row in json.loads((out / "ablation.json").read_text())["rows"]}
-
-
-def test_variants_share_what_they_have_in_common(workspace: Workspace) -> None:
-    params = tiny_params()
-    trials = plan(small(params, "three_stages", "refusion", "without_L3", "without_L1"), params, workspace, seeds=2)
-    keys = {(trial.variant.name, trial.seed): [training.key for training in trial.trainings] for trial in trials}
-    assert keys["refusion", 0][:3] == keys["three_stages", 0]
-    # L3 is no loss of stage 1, L1 is.
-    assert keys["without_L3", 0][0] == keys["three_stages", 0][0]
-    assert keys["without_L3", 0][1] != keys["three_stages", 0][1]
-    assert keys["without_L1", 0][0] != keys["three_stages", 0][0]
-    assert not set(keys["three_stages", 0]) & set(keys["three_stages", 1])
-
-
-def test_a_key_follows_the_data(workspace: Workspace) -> None:
-    params = tiny_params()
-    experiment = small(params, "three_stages")
-    before = plan(experiment, params, workspace, seeds=1)[0].key
-    assert plan(experiment, params, workspace, seeds=1)[0].key == before
-    path = workspace.folder("validate_labels") / "clean.parquet"
-    write_table(path, read_table(path, CLEAN).to_pylist()[:-1], CLEAN)
-    assert plan(experiment, params, workspace, seeds=1)[0].key != before
 
 
 def test_from_plan_to_table(workspace: Workspace, tmp_path: Path, tracked: Recorder) -> None:
@@ -199,31 +173,19 @@ def test_labels_are_changed_for_training_alone(
     run(Experiment("labels", "title", (variant,), "labels_2"), params, workspace, tmp_path / "out")
     assert [persons for persons, _ in seen] == [2]
     assert set(seen[0][1]) == {"photos", "scans"}
-    assert labelled_persons(params, workspace) == 9
 
 
-def test_time_is_guessed_from_the_workspaces_own_run(workspace: Workspace, tmp_path: Path) -> None:
+def test_without_landmarks_the_image_alone_counts(workspace: Workspace, tmp_path: Path, face: MorphableModel) -> None:
     params = tiny_params()
-    assert seconds_per_step(workspace) == {}
-    for stage in ("train_self_supervised", "train_supervised", "train_fused"):
-        write_json(workspace.folder(stage) / "metrics.json", {"steps": 10, "seconds": 5.0})
-    assert seconds_per_step(workspace)["train_fused"] == 0.5
-    trials = plan(small(params, "three_stages", "without_L3"), params, workspace, seeds=1)
-    trainings, seconds = estimate(trials, workspace, tmp_path / "out")
-    # Stage 1 is shared.
-    assert trainings == 5
-    assert seconds == pytest.approx(5 * (6 * 0.5 + 4.0) + 2 * 3 * 0.03)
-    run(small(params, "three_stages"), params, workspace, tmp_path / "out")
-    assert estimate(trials, workspace, tmp_path / "out")[0] == 2
-
-
-def test_a_workspace_without_data_is_named(tmp_path: Path) -> None:
-    params = tiny_params()
-    with pytest.raises(FileNotFoundError, match="run the stage train_geometry first"):
-        plan(small(params, "three_stages"), params, Workspace(tmp_path), seeds=1)
-
-
-def test_a_seed_changes_nothing_but_the_seed() -> None:
-    params = tiny_params()
-    assert seeded(params, 5).project.seed == 5
-    assert seeded(params, 5).train_fused == params.train_fused
+    experiment = small(params, "three_stages")
+    variants = tuple(replace(variant, landmarks=False) for variant in experiment.variants)
+    seen = plan(experiment, params, workspace, seeds=1)[0]
+    blind = plan(replace(experiment, variants=variants), params, workspace, seeds=1)[0]
+    assert {training.key for training in seen.trainings}.isdisjoint(training.key for training in blind.trainings)
+    network = load_reconstructor(load_checkpoint(runner._start(blind, workspace, tmp_path)), face).encoder
+    image, confidence = torch.rand(2, 3, 32, 32), torch.ones(2, 68)
+    torch.nn.init.normal_(network.correction.weight)
+    first, second = (network(image, points, confidence) for points in torch.randn(2, 2, 68, 2))
+    assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
+    changed = network(1.0 - image, torch.zeros(2, 68, 2), confidence)
+    assert not torch.equal(first[0], changed[0])

@@ -15,7 +15,8 @@ from tasks.artifacts import Workspace, load_checkpoint, read_table
 from tasks.params import RefusionParams
 from tasks.refusion import Round, best_round, judge, refusion, stop_reason
 from tasks.similarity_groups import SAMPLES
-from tasks.train import Trainee, load_trainee, measure, measure_photos
+from tasks.train import load_trainee, measure, measure_photos
+from tasks.training_step import Trainee
 from tests.tiny_face import tiny_face
 from tests.tiny_workspace import Recorder, tiny_params, tiny_workspace
 
@@ -208,7 +209,7 @@ def test_a_killed_loop_goes_on_after_the_last_finished_round(
     refusion(params, workspace)
     assert trained == ["refusion round 1", "killed", "refusion round 2"]
     resumed, rows = weights_of(workspace, "refusion"), rows_of(workspace)
-    assert not list(workspace.progress("refusion").glob("*.pt"))
+    assert not list(workspace.progress("refusion").rglob("*.pt"))
     refusion(params, workspace)
     assert rows_of(workspace) == rows
     assert same(resumed, weights_of(workspace, "refusion"))

@@ -16,6 +16,7 @@ from tasks.variants import (
     scaled,
     smooth_noise,
     with_changed_labels,
+    without_landmarks,
 )
 from tests.tiny_face import tiny_crops, tiny_face
 from tests.tiny_workspace import tiny_params
@@ -83,6 +84,15 @@ def test_supervised_training_alone_begins_like_stage_1() -> None:
     params = tiny_params(train_self_supervised={"learning_rate": 7e-3})
     section = named(ablation_variants(params, {}))["supervised"].params.train_supervised
     assert (section.learning_rate, section.freeze_batch_norm) == (7e-3, False)
+
+
+def test_the_image_alone_has_a_plain_prior() -> None:
+    changed = without_landmarks(tiny_params())
+    assert "identity_anchor" not in losses_of(changed)
+    assert changed.train_self_supervised.sources[0].losses["identity_prior"] == 3e-4
+    assert {getattr(changed, stage).geometry_rate for stage in STAGES} == {0.0}
+    # Sources without the anchor stay as they are.
+    assert changed.train_supervised.sources == tiny_params().train_supervised.sources
 
 
 @pytest.mark.parametrize(("factor", "steps", "validate_every"), [(0.5, 3, 2), (2.0, 12, 6), (0.01, 1, 1)])
