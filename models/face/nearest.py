@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.spatial import cKDTree
 
+from models.face.mesh_operators import mesh_normals, unit_vectors
+
 NEIGHBOURS = 3
 """Vertices whose triangles are looked at: with three, one point in a thousand misses its nearest triangle."""
 
@@ -63,17 +65,7 @@ class NearestSurface:
         chosen, weights = candidates[best], weights[best]
         normals = _blend(weights, self.normals[self.triangles[chosen]])
         at_border = (weights * ~self._border[self.triangles[chosen]]).sum(1) < 1e-9
-        return NearestPoints(found[best], _unit(normals), np.sqrt(squares[best]), at_border)
-
-
-def mesh_normals(vertices: Float[np.ndarray, "V 3"], triangles: Int[np.ndarray, "F 3"]) -> Float[np.ndarray, "V 3"]:
-    """Unit normal of each vertex, weighted by the areas of its triangles; zero where it has none."""
-    corners = vertices[triangles]
-    normal = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-    total = np.stack(
-        [np.bincount(triangles.ravel(), np.repeat(normal[:, axis], 3), len(vertices)) for axis in range(3)], axis=1
-    )
-    return _unit(total)
+        return NearestPoints(found[best], unit_vectors(normals), np.sqrt(squares[best]), at_border)
 
 
 def barycentric_nearest(
@@ -130,9 +122,3 @@ def _blend(weights: Float[np.ndarray, "N 3"], corners: Float[np.ndarray, "N 3 3"
 def _dot(first: Float[np.ndarray, "N 3"], second: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N"]:
     product: Float[np.ndarray, "N"] = np.einsum("nd,nd->n", first, second)
     return product
-
-
-def _unit(vectors: Float[np.ndarray, "N 3"]) -> Float[np.ndarray, "N 3"]:
-    length = np.linalg.norm(vectors, axis=1, keepdims=True)
-    unit: Float[np.ndarray, "N 3"] = vectors / np.maximum(length, 1e-12)
-    return unit

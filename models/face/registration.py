@@ -20,8 +20,9 @@ from scipy.sparse.linalg import splu
 from scipy.spatial.transform import Rotation
 
 from models.face.alignment import rigid_alignment
+from models.face.mesh_operators import cotangent_laplacian, mesh_normals, vertex_areas
 from models.face.morphable import MorphableModel
-from models.face.nearest import NearestPoints, NearestSurface, mesh_normals
+from models.face.nearest import NearestPoints, NearestSurface
 from models.face.sampling import is_arkit_shape
 from models.face.surface import now_crop
 from models.types import JAW_COUNT, LANDMARK_COUNT, PART_NAMES
@@ -62,6 +63,11 @@ TRIM = 0.95
 
 MIN_COSINE = 0.6
 """Between the normals of corresponding points."""
+
+FREEDOM_MM = 3.0
+FREEDOM_RATIO = 6.0
+"""A displacement may be so large, or so many times the median distance between the fitted model and the scan. What lies
+further off is not skin but hair, a cap or a collar."""
 
 VALID_MM = 2.0
 """Distance from the scan up to which a registered vertex is measured, not guessed."""
@@ -128,7 +134,7 @@ def register_scan(
     valid = after.weight > 0
     if not (valid & face).any():
         raise RegistrationError("registration_failed", "no point of the face lies on the scan after the registration")
-    area = _vertex_areas(shape, fit.triangles)
+    area = vertex_areas(shape, fit.triangles)
     found = np.einsum("lc,lcd->ld", fit.landmark_weights, shape[fit.landmark_corners]) - fit.landmarks
     inner = fit.landmark_known & (np.arange(LANDMARK_COUNT) >= JAW_COUNT)
     return Registration(
@@ -235,7 +241,7 @@ class _Fit:
         rows = np.flatnonzero(match.weight)
         weight = match.weight[rows] * SURFACE_POINTS / (SURFACE_SIGMA_MM**2 * max(match.weight.sum(), 1e-9))
         # Points that are near nothing must not make the few that are near something count for all of the face.
-        weight *= min(1.0, 2.0 * match.weight.sum() / _vertex_areas(mesh, self.triangles).sum())
+        weight *= min(1.0, 2.0 * match.weight.sum() / vertex_areas(mesh, self.triangles).sum())
         normals, points = match.nearest.normals[rows], match.nearest.points[rows]
         gap = ((mesh[rows] - points) * normals).sum(1)
         by_shape = np.einsum("kvd,vd->vk", self.basis[:, rows], normals)
@@ -279,7 +285,7 @@ def _match(fit: _Fit, mesh: Values, *, reach: float, trim: float = TRIM) -> _Mat
     nearest = fit.nearest(mesh)
     normals = mesh_normals(mesh, fit.triangles)
     fits = (nearest.distance < reach) & ~nearest.at_border & ((normals * nearest.normals).sum(1) > MIN_COSINE)
-    weight = np.where(fits, fit.counts * _vertex_areas(mesh, fit.triangles), 0.0)
+    weight = np.where(fits, fit.counts * vertex_areas(mesh, fit.triangles), 0.0)
     if trim < 1.0 and weight.any():
         weight[nearest.distance > np.quantile(nearest.distance[weight > 0], trim)] = 0.0
     return _Match(nearest, weight)
@@ -290,8 +296,8 @@ def _deform(fit: _Fit, base: Values) -> Values:
 
     Minimises, over the surface, |displacement - target|² where the scan is near, plus stiffness⁴ |Laplacian|².
     """
-    area = _vertex_areas(base, fit.triangles)
-    laplacian = _cotangent_laplacian(base, fit.triangles)
+    area = vertex_areas(base, fit.triangles)
+    laplacian = cotangent_laplacian(base, fit.triangles)
     bending = laplacian @ sparse.diags_array(1.0 / np.maximum(area, 1e-3)) @ laplacian
     rows = np.repeat(np.arange(LANDMARK_COUNT), 3)
     shape = (LANDMARK_COUNT, len(base))
@@ -299,13 +305,18 @@ def _deform(fit: _Fit, base: Values) -> Values:
     wanted = fit.landmark_known & (np.arange(LANDMARK_COUNT) >= JAW_COUNT)
     to_landmarks = to_landmarks[wanted]
     pull_to = fit.landmarks[wanted] - to_landmarks @ base
+    first = _match(fit, base, reach=MODEL_REACH_MM[-1], trim=1.0)
+    typical = float(np.median(first.nearest.distance[first.weight > 0])) if first.weight.any() else 0.0
+    freedom = max(FREEDOM_MM, FREEDOM_RATIO * typical)
     moved: Values = base
     for stiffness in STIFFNESS_MM:
         match = _match(fit, moved, reach=max(VALID_MM, min(stiffness, MODEL_REACH_MM[-1])), trim=1.0)
+        wanted_move = match.nearest.points - base
+        near = np.where(np.linalg.norm(wanted_move, axis=1) < freedom, match.weight, 0.0)
         pull = LANDMARK_AREA_MM2 * (stiffness / STIFFNESS_MM[0]) ** 2
         # A trace of the area everywhere keeps pieces of the mesh solvable that are near nothing.
-        data = sparse.diags_array(match.weight + 1e-6 * area) + pull * to_landmarks.T @ to_landmarks
-        target = match.weight[:, None] * (match.nearest.points - base) + pull * to_landmarks.T @ pull_to
+        data = sparse.diags_array(near + 1e-6 * area) + pull * to_landmarks.T @ to_landmarks
+        target = near[:, None] * wanted_move + pull * to_landmarks.T @ pull_to
         system = sparse.csc_array(data + stiffness**4 * bending)
         moved = base + splu(system, permc_spec="MMD_AT_PLUS_A", options={"SymmetricMode": True}).solve(target)
     return moved
@@ -362,28 +373,6 @@ def _by_motion(points: Values, normals: Values, free_scale: bool) -> Values:
     if free_scale:
         columns.append(-(points * normals).sum(1, keepdims=True))
     return np.concatenate(columns, 1)
-
-
-def _cotangent_laplacian(vertices: Values, triangles: NDArray[np.int64]) -> sparse.csr_array:
-    """Positive semidefinite (V, V); slivers count no more than triangles with an angle of 6°."""
-    corners = vertices[triangles]
-    total = sparse.csr_array((len(vertices), len(vertices)))
-    for corner in range(3):
-        first, second = corners[:, corner - 2] - corners[:, corner], corners[:, corner - 1] - corners[:, corner]
-        sine = np.linalg.norm(np.cross(first, second), axis=1)
-        weight = 0.5 * np.clip((first * second).sum(1) / np.maximum(sine, 1e-9), 0.02, 10.0)
-        a, b = triangles[:, corner - 2], triangles[:, corner - 1]
-        entries = np.concatenate([weight, weight, -weight, -weight])
-        places = (np.concatenate([a, b, a, b]), np.concatenate([a, b, b, a]))
-        total = total + sparse.csr_array((entries, places), shape=total.shape)
-    return sparse.csr_array(total)
-
-
-def _vertex_areas(vertices: Values, triangles: NDArray[np.int64]) -> Values:
-    """A third of the area of the triangles at each vertex, mm²."""
-    corners = vertices[triangles]
-    area = np.linalg.norm(np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]), axis=1) / 6.0
-    return np.asarray(np.bincount(triangles.ravel(), np.repeat(area, 3), len(vertices)), np.float64)
 
 
 def _face_region(model: MorphableModel) -> NDArray[np.bool_]:
