@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from models.statistics import bootstrap_interval, paired_difference, percentiles, resamples
+from models.statistics import (
+    bootstrap_interval,
+    paired_difference,
+    percentiles,
+    pooled_median_interval,
+    resamples,
+)
 
 
 def normal(count: int, *, seed: int = 0, mean: float = 2.0, spread: float = 0.5) -> np.ndarray:
@@ -90,6 +96,28 @@ class TestPaired:
         first, second = np.array([1.0, np.nan, 3.0]), np.array([0.0, 5.0, np.nan])
         assert paired_difference(first, second) == (1.0, 1.0, 1.0)
         assert np.isnan(paired_difference(first[:1], second[2:])).all()
+
+
+class TestPooled:
+    def test_agrees_with_drawing_the_points_themselves(self) -> None:
+        random = np.random.default_rng(5)
+        persons = np.repeat(np.arange(25), 2)
+        parts = [random.gamma(2.0, 0.5 + 0.02 * person, int(random.integers(80, 200))) for person in persons]
+        found = pooled_median_interval(parts, persons, draws=300)
+        points, owner = np.concatenate(parts), np.repeat(persons, [len(part) for part in parts])
+        exact = bootstrap_interval(points, owner, statistic=np.median, draws=300)
+        assert found == pytest.approx(exact, abs=0.01)
+
+    def test_photos_without_points_do_not_count(self) -> None:
+        parts = [normal(50), np.zeros(0), normal(50, seed=2)]
+        with_hole = pooled_median_interval(parts, np.array([0, 1, 2]))
+        assert with_hole == pooled_median_interval([parts[0], parts[2]], np.array([0, 2]))
+        assert np.isnan(pooled_median_interval([np.zeros(0)], np.array([0]))).all()
+
+    def test_of_one_person_is_that_persons_median(self) -> None:
+        points = normal(501)
+        low, high = pooled_median_interval([points], np.array([4]))
+        assert low == high == pytest.approx(np.median(points), abs=0.01)
 
 
 def test_resamples_draw_as_many_as_there_are() -> None:
