@@ -189,17 +189,17 @@ def _run(
     for name in names or ():
         if name not in known:
             raise ValueError(f"--variants {name}: no such variant, expected one of {', '.join(known)}")
-    if names:
-        chosen = tuple(variant for variant in experiment.variants if variant.name in names)
-        experiment = replace(experiment, variants=chosen)
-    trials = plan(experiment, params, place, seeds=seeds)
+    trials = [
+        trial for trial in plan(experiment, params, place, seeds=seeds) if not names or trial.variant.name in names
+    ]
     trainings, seconds = estimate(trials, place, folder)
+    chosen = list({trial.variant.name: trial.variant for trial in trials}.values())
     if dry_run:
-        for variant in experiment.variants:
+        for variant in chosen:
             steps = [f"{name} {getattr(variant.params, name).steps}" for name in variant.stages]
             print(f"{variant.name:24} {variant.title:48} {' + '.join(steps) or 'nothing to train'}")
     print(
-        f"{len(experiment.variants)} variants, {len(trials)} runs, {trainings} trainings to do: about "
+        f"{len(chosen)} variants, {len(trials)} runs, {trainings} trainings to do: about "
         f"{seconds / 60:.0f} minutes; results in {folder}"
     )
     if dry_run:
@@ -207,7 +207,7 @@ def _run(
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     command = " ".join(["mien", *(shlex.quote(argument) for argument in sys.argv[1:])])
-    run_experiment(experiment, params, place, folder, seeds=seeds, command=command, say=_say)
+    run_experiment(experiment, params, place, folder, seeds=seeds, command=command, only=names or (), say=_say)
     print((folder / f"{experiment.name}.md").read_text(encoding="utf-8"))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from models.statistics import paired_difference, percentiles, resamples
 from tasks.artifacts import replace_file, without_nan, write_json
@@ -229,6 +230,7 @@ def plot(content: Mapping[str, Any]) -> bytes:
         panel.grid(axis="x", lw=0.4, color="#dddddd")
         panel.spines[["top", "right"]].set_visible(False)
         panel.margins(x=0.08)
+        panel.xaxis.set_major_locator(MaxNLocator(4))
     panels[0].set_yticks(range(len(rows)), [row["title"] for row in rows], fontsize=8)
     figure.suptitle(content["title"], fontsize=10, x=0.01, ha="left")
     return _png(figure)

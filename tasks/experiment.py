@@ -7,7 +7,7 @@ training is never repeated, and a killed experiment goes on where it stopped. No
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,13 +44,17 @@ def run_experiment(
     *,
     seeds: int,
     command: str,
+    only: Sequence[str] = (),
     say: Callable[[str], None] = lambda _: None,
 ) -> None:
-    """Train and measure what is missing, then write table and plot; `say` is told what is done.
+    """Train and measure what is missing, then write table and plot of all that is there; `say` is told what is done.
+
+    With `only` the variants of these names alone are trained.
 
     Raises: FileNotFoundError if the workspace lacks the stages before training.
     """
-    trials = plan(experiment, params, workspace, seeds=seeds)
+    planned = plan(experiment, params, workspace, seeds=seeds)
+    trials = [trial for trial in planned if not only or trial.variant.name in only]
     bench = Bench.open(params, workspace)
     noted = out / "mlflow.json"
     before = read_json(noted) if noted.exists() else {}
@@ -63,7 +67,7 @@ def run_experiment(
             if not is_measured(trial, out):
                 say(f"[{number + 1}/{len(trials)}] {trial.variant.title}, seed {trial.seed}")
                 _run_trial(trial, workspace, out, bench, run, say)
-        results = [_read_result(trial, out) for trial in trials]
+        results = [_read_result(trial, out) for trial in planned if is_measured(trial, out)]
         paths = write_comparison(
             out,
             results,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -57,10 +58,12 @@ def small(params: Params, *names: str) -> Experiment:
     return Experiment("ablation", "title", variants, "three_stages", ("three_stages", "self_supervised"))
 
 
-def run(experiment: Experiment, params: Params, workspace: Workspace, out: Path, *, seeds: int = 1) -> list[str]:
+def run(
+    experiment: Experiment, params: Params, workspace: Workspace, out: Path, *, seeds: int = 1, only: Sequence[str] = ()
+) -> list[str]:
     """What was said while it ran: one line for each trial and for each training."""
     said: list[str] = []
-    run_experiment(experiment, params, workspace, out, seeds=seeds, command="mien", say=said.append)
+    run_experiment(experiment, params, workspace, out, seeds=seeds, command="mien", only=only, say=said.append)
     return said
 
 
@@ -102,6 +105,17 @@ def test_finished_trials_are_not_repeated(workspace: Workspace, tmp_path: Path, 
     changed = tiny_params(train_fused={"learning_rate": 2e-3})
     said = run(small(changed, "three_stages"), changed, workspace, out)
     assert [line.split(":")[0].strip() for line in said[1:]] == ["train_fused"]
+
+
+def test_variants_may_be_trained_one_after_the_other(workspace: Workspace, tmp_path: Path) -> None:
+    params, out = tiny_params(), tmp_path / "out"
+    experiment = small(params, "geometry", "self_supervised")
+    assert run(experiment, params, workspace, out, only=["geometry"]) == [
+        "[1/1] landmarks alone, before the stages, seed 0"
+    ]
+    assert list(rows_of(out)) == ["geometry"]
+    assert len(run(experiment, params, workspace, out, only=["self_supervised"])) == 2
+    assert list(rows_of(out)) == ["geometry", "self_supervised"]
 
 
 def test_a_killed_experiment_goes_on_to_the_same_end(
