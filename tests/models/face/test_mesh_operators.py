@@ -15,7 +15,7 @@ VERTICES, TRIANGLES = np.asarray(BALL.vertices), np.asarray(BALL.faces)
 def test_normals_of_a_sphere_point_outwards() -> None:
     normals = mesh_normals(VERTICES, TRIANGLES)
     assert (normals * VERTICES / 2.0).sum(1).min() > 0.998
-    np.testing.assert_allclose(mesh_normals(VERTICES, TRIANGLES[:, ::-1]), -normals)
+    np.testing.assert_allclose(mesh_normals(VERTICES, TRIANGLES[:, ::-1]), -normals, atol=1e-12)
 
 
 def test_areas_of_a_sphere() -> None:
