@@ -25,7 +25,7 @@ from models.types import Batch
 from tasks.artifacts import Workspace, load_checkpoint, read_json, replace_file, save_checkpoint, write_json
 from tasks.compare import Result, write_comparison
 from tasks.dataset import load_crops
-from tasks.evaluate import predict_mean_face
+from tasks.evaluate import predict_mean_face, predict_optimised
 from tasks.face_model import load_face_model
 from tasks.measure import Measured, Predict, Truth, measure_stage, prepare_truth, summarize
 from tasks.params import Params
@@ -133,7 +133,7 @@ def _run_trial(
         began = time.monotonic()
         measured = bench.measure(_predictor(trial, checkpoint, bench))
         everyone = np.ones(len(bench.crops), dtype=bool)
-        summary = summarize(measured, bench.crops.person.numpy(), everyone)
+        summary = summarize(measured, bench.crops.person.numpy(), everyone, intervals=False)
         run.metrics(finite(summary))
         with replace_file(out / "results" / f"{trial.name}.npz") as temporary:
             np.savez(temporary, moments=measured.moments.numpy(), **measured.values)
@@ -239,9 +239,10 @@ def silence(branch: GeometryBranch) -> None:
 
 
 def _predictor(trial: Trial, checkpoint: Path, bench: Bench) -> Predict:
-    if trial.variant.name == "mean_face":
+    without_network = {"mean_face": predict_mean_face, "optimised": predict_optimised}.get(trial.variant.name)
+    if without_network is not None:
         model = bench.model.to(bench.device)
-        return lambda batch: predict_mean_face(model, batch)
+        return lambda batch: without_network(model, batch)
     reconstructor = load_reconstructor(load_checkpoint(checkpoint), bench.model).to(bench.device)
 
     def predict(batch: Batch) -> Any:

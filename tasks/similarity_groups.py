@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import torch
 from torch import Generator, Tensor
@@ -14,6 +15,7 @@ from torch import Generator, Tensor
 from models.reconstruction.reconstructor import Reconstructor
 from models.training.data import CropSet, make_batch
 from models.types import to_device
+from tasks.measure import join_coefficients, person_tone_deg, tone_groups
 from tasks.train import batches_of
 from tasks.training_step import encode
 
@@ -23,9 +25,6 @@ PROBE_PHOTOS = 240
 
 PRIOR_PHOTOS = 10
 """A group counts as if so many photos of average similarity were among its own, so that a few cannot sway the draw."""
-
-TONES = (("light", 0.6), ("medium", 0.45), ("dark", -math.inf))
-"""Groups of skin tone by the least luminance of the albedo."""
 
 WEIGHT_RANGE = (0.5, 2.0)
 """How much less or more often labelled samples of a group may be drawn."""
@@ -61,15 +60,19 @@ class Groups:
 
 @torch.no_grad()
 def group_crops(reconstructor: Reconstructor, crops: CropSet) -> Groups:
-    """Yaw bin of the detected pose, tone of the albedo that the network fits, source."""
-    model = reconstructor.model
-    skin, tones = model.part("skin"), []
+    """Yaw bin of the detected pose, skin tone of the person as the network sees it, source."""
+    model, found = reconstructor.model, []
     for indices in batches_of(len(crops)):
         batch = make_batch(crops, indices, model=model, source="any", labelled=False)
         batch = to_device(batch, model.mean.device)
-        found = encode(reconstructor, reconstructor.encoder, batch.image, batch.landmarks, batch.confidence)
-        tones += [tone(value) for value in luminance(model.albedo(found.albedo)[:, skin].mean(1)).tolist()]
-    return Groups(yaw=tuple(yaw_bin(yaw) for yaw in crops.yaw_deg.tolist()), tone=tuple(tones), source=crops.source)
+        found.append(encode(reconstructor, reconstructor.encoder, batch.image, batch.landmarks, batch.confidence))
+    angles = person_tone_deg(model, join_coefficients(found), crops.person.numpy())
+    tones = np.empty(len(crops), dtype=object)
+    for name, members in tone_groups(angles).items():
+        tones[members] = name
+    return Groups(
+        yaw=tuple(yaw_bin(yaw) for yaw in crops.yaw_deg.tolist()), tone=tuple(tones.tolist()), source=crops.source
+    )
 
 
 def yaw_bin(yaw_deg: float) -> str:
@@ -77,16 +80,6 @@ def yaw_bin(yaw_deg: float) -> str:
     size = abs(yaw_deg)
     place = max(number for number, edge in enumerate(YAW_EDGES_DEG[:-1]) if size >= edge)
     return f"{YAW_EDGES_DEG[place]:g}-{YAW_EDGES_DEG[place + 1]:g}"
-
-
-def luminance(colour: Tensor) -> Tensor:
-    """Relative luminance (B,) of colours (B, 3). Source: Rec. 709."""
-    return colour @ colour.new_tensor([0.2126, 0.7152, 0.0722])
-
-
-def tone(value: float) -> str:
-    """Name of the group of a skin's luminance."""
-    return next(name for name, limit in TONES if value >= limit)
 
 
 def probe(crops: CropSet, unlabelled: Sequence[str], *, seed: int) -> Tensor:

@@ -210,6 +210,7 @@ def labelled_sources(params: Params) -> list[str]:
 def _baselines(params: Params) -> list[Variant]:
     return [
         Variant("mean_face", "mean face, best pose", params, (), baseline=True),
+        Variant("optimised", "fitted to the landmarks photo by photo", params, (), baseline=True),
         Variant("geometry", "landmarks alone, before the stages", params, (), baseline=True),
     ]
 

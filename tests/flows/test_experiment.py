@@ -35,8 +35,8 @@ def test_a_dry_run_says_what_would_be_done(folder: Path) -> None:
     assert code == 0
     assert "without_L3" in text
     assert "train_self_supervised 3 + train_supervised 3 + train_fused 3" in text
-    # Two baselines, and ten variants with two seeds; stages that they share are counted once.
-    assert "12 variants, 22 runs" in text
+    # Three baselines, and ten variants with two seeds.
+    assert "13 variants, 23 runs" in text
     assert not (folder / ".mien" / "experiments").exists()
 
 
@@ -80,7 +80,10 @@ def test_an_experiment_from_the_command_line(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--variants", "without_L7"], "--variants without_L7: no such variant, expected one of mean_face, geometry"),
+        (
+            ["--variants", "without_L7"],
+            "--variants without_L7: no such variant, expected one of mean_face, optimised, geom",
+        ),
         (["--set", "train_fused.step=3"], "train_fused.step"),
     ],
 )

@@ -73,7 +73,7 @@ def rows_of(out: Path) -> dict[str, Any]:
 
 def test_from_plan_to_table(workspace: Workspace, tmp_path: Path, tracked: Recorder) -> None:
     params, out = tiny_params(refusion={"similarity_threshold": 1.0}), tmp_path / "out"
-    names = ("mean_face", "geometry", "self_supervised", "three_stages", "refusion")
+    names = ("mean_face", "optimised", "geometry", "self_supervised", "three_stages", "refusion")
     said = run(small(params, *names), params, workspace, out, seeds=2)
     rows = rows_of(out)
     assert list(rows) == list(names)

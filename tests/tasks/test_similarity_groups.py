@@ -2,21 +2,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from models.face.morphable import MorphableModel
+from models.reconstruction.reconstructor import Reconstructor
+from models.types import FaceCoefficients
+from tasks import similarity_groups
 from tasks.similarity_groups import (
     PROBE_PHOTOS,
     Groups,
+    group_crops,
     group_rows,
     group_weights,
-    luminance,
     probe,
-    tone,
     weighted_quality,
     yaw_bin,
 )
+from tasks.train_geometry import reconstructor_settings
 from tests.tiny_face import tiny_crops, tiny_face
+from tests.tiny_workspace import SIZE_PX, tiny_params
 
 
 def row(
@@ -42,10 +48,23 @@ def test_yaw_bins(yaw: float, expected: str) -> None:
     assert yaw_bin(yaw) == expected
 
 
-def test_tones_follow_luminance() -> None:
-    colours = torch.tensor([[0.9, 0.8, 0.7], [0.6, 0.5, 0.4], [0.3, 0.2, 0.1]])
-    assert luminance(colours)[0] == pytest.approx(0.2126 * 0.9 + 0.7152 * 0.8 + 0.0722 * 0.7)
-    assert [tone(value) for value in luminance(colours).tolist()] == ["light", "medium", "dark"]
+def test_crops_are_grouped_by_pose_tone_and_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    face = tiny_face()
+    crops = tiny_crops(face, 12, size_px=SIZE_PX)
+    reconstructor = Reconstructor(face, reconstructor_settings(tiny_params())).eval()
+    asked = []
+
+    def angles(model: MorphableModel, coefficients: FaceCoefficients, persons: np.ndarray) -> np.ndarray:
+        asked.append(coefficients.albedo.shape)
+        return 10.0 * persons
+
+    monkeypatch.setattr(similarity_groups, "person_tone_deg", angles)
+    groups = group_crops(reconstructor, crops)
+    assert asked == [(12, face.albedo_size)]
+    assert groups.source == crops.source
+    assert groups.yaw == tuple(yaw_bin(yaw) for yaw in crops.yaw_deg.tolist())
+    # Six persons of two photos each, with angles of 0, 10 … 50 degrees.
+    assert groups.tone == (*["dark"] * 2, *["medium"] * 8, *["light"] * 2)
 
 
 def test_groups_that_do_badly_weigh_more() -> None:

@@ -33,13 +33,13 @@ def losses_of(params: Params) -> set[str]:
 def test_the_ablation_holds_every_part() -> None:
     variants = named(ablation_variants(tiny_params(), {}))
     assert list(variants) == [
-        *("mean_face", "geometry", "self_supervised", "supervised", "three_stages", "refusion"),
+        *("mean_face", "optimised", "geometry", "self_supervised", "supervised", "three_stages", "refusion"),
         *(f"without_L{number}" for number in range(1, 7)),
     ]
     assert variants["self_supervised"].stages == ("train_self_supervised",)
     assert variants["supervised"].stages == ("train_supervised",)
     assert variants["refusion"].stages == (*STAGES, "refusion")
-    assert {name for name, variant in variants.items() if variant.baseline} == {"mean_face", "geometry"}
+    assert {name for name, variant in variants.items() if variant.baseline} == {"mean_face", "optimised", "geometry"}
 
 
 @pytest.mark.parametrize(
