@@ -34,7 +34,12 @@ FUNCTIONS = {
 SHARED = ("train_self_supervised", "train_supervised", "train_fused")
 """Stages that several processes run together when `torchrun` starts them."""
 
-CHATTY = ("great_expectations", "lightning.fabric.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero")
+CHATTY = (
+    "great_expectations",
+    "lightning.fabric.utilities.distributed",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch.utilities.rank_zero",
+)
 """Loggers whose news, such as the precision chosen, would be told in every stage."""
 
 

@@ -42,7 +42,7 @@ def build_fabric(*, device: str, precision: str) -> Fabric:
         accelerator=accelerator,
         devices=here,
         num_nodes=process_count() // here,
-        strategy=DDPStrategy(broadcast_buffers=False),
+        strategy=DDPStrategy(forward_sync_buffers=False),
         precision=precision,
     )
     fabric.launch()
