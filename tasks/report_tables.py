@@ -194,7 +194,7 @@ def interval(values: Mapping[str, Any], key: str, factor: float = 1.0, decimals:
     low, high = values.get(f"{key}_low"), values.get(f"{key}_high")
     if low is None or high is None:
         return ""
-    return f"{number(low, factor, decimals)} to {number(high, factor, decimals)}"
+    return f"{number(low, factor, decimals)}…{number(high, factor, decimals)}"
 
 
 def number(value: float | None, factor: float = 1.0, decimals: int = 2) -> str:

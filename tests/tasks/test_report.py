@@ -147,11 +147,11 @@ def test_the_page_is_one_file_without_a_network() -> None:
 def test_intervals_stand_below_their_numbers() -> None:
     found = metrics()
     found["refusion"] |= {"scan_error_mm_median_low": 0.9, "scan_error_mm_median_high": 1.1}
-    assert headlines(found)[0]["interval"] == "0.90 to 1.10"
+    assert headlines(found)[0]["interval"] == "0.90…1.10"
     row = next(row for row in stage_table(found)["rows"] if row["final"])
-    assert [cell["interval"] for cell in row["cells"]][:2] == ["0.90 to 1.10", ""]
+    assert [cell["interval"] for cell in row["cells"]][:2] == ["0.90…1.10", ""]
     assert "<small" in render_report(context(stages=stage_table(found)))
-    assert "0.90 to 1.10" in render_report(context(stages=stage_table(found)))
+    assert "0.90…1.10" in render_report(context(stages=stage_table(found)))
 
 
 @pytest.mark.parametrize(
