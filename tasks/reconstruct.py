@@ -17,7 +17,7 @@ from PIL import Image
 from models.export import camera_document, overlay, write_mesh
 from models.face.camera import crop_camera
 from models.face.crop import apply_affine, crop_affine, inside_photo, photo_camera, warp_crop
-from models.landmarks.detector import Detection, ProvidedDetector
+from models.landmarks.detector import Detection, LandmarkDetector, ProvidedDetector
 from models.reconstruction.photo_fit import ANCHOR, LANDMARK_STEPS, PHOTO_STEPS, refine_coefficients
 from models.types import Batch, FaceCoefficients, Reconstruction, map_tensors
 from tasks.annotations import AnnotationError, Annotations, read_landmark_table
@@ -133,24 +133,12 @@ def read_face(reader: FaceReader, path: Path, points: np.ndarray | None = None) 
     photo = decode(content, max_bytes=reader.max_image_bytes, max_pixels=reader.max_image_pixels)
     detection = _detect(reader, photo, points)
     settings = reader.reconstructor.settings
-    size = settings.crop_size_px
-    found = torch.from_numpy(detection.landmarks.astype(np.float32))[None]
     try:
-        affine = crop_affine(found, size_px=size, scale=settings.crop_scale)
+        batch, affine = crop_photo(
+            photo, detection, size_px=settings.crop_size_px, scale=settings.crop_scale, name=path.name
+        )
     except ValueError as error:
         raise PhotoError(str(error)) from None
-    crop = torch.from_numpy(warp_crop(photo, affine[0].double().numpy(), size))
-    photo_size = torch.tensor([[float(photo.shape[1]), float(photo.shape[0])]])
-    batch = Batch(
-        source="photo",
-        sample_ids=(path.name,),
-        camera=crop_camera(1, size),
-        image=crop.permute(2, 0, 1)[None].float() / 255.0,
-        mask=inside_photo(affine, photo_size=photo_size, size_px=size),
-        landmarks=apply_affine(torch.linalg.inv(affine), found),
-        confidence=torch.from_numpy(detection.confidence.astype(np.float32))[None],
-        person=torch.zeros(1, dtype=torch.int64),
-    )
     coefficients = reader.reconstructor(batch.image, batch.landmarks, batch.confidence)
     return PhotoFace(
         path=path,
@@ -161,6 +149,30 @@ def read_face(reader: FaceReader, path: Path, points: np.ndarray | None = None) 
         batch=batch,
         reconstruction=reader.reconstructor.reconstruct(coefficients, batch.camera),
     )
+
+
+def crop_photo(
+    photo: Pixels, detection: Detection, *, size_px: int, scale: float, name: str
+) -> tuple[Batch, torch.Tensor]:
+    """The crop around a detected face as a batch of one, and its affine (1, 3, 3), crop pixels to photo pixels.
+
+    Raises: ValueError if all landmarks coincide.
+    """
+    found = torch.from_numpy(detection.landmarks.astype(np.float32))[None]
+    affine = crop_affine(found, size_px=size_px, scale=scale)
+    crop = torch.from_numpy(warp_crop(photo, affine[0].double().numpy(), size_px))
+    photo_size = torch.tensor([[float(photo.shape[1]), float(photo.shape[0])]])
+    batch = Batch(
+        source="photo",
+        sample_ids=(name,),
+        camera=crop_camera(1, size_px),
+        image=crop.permute(2, 0, 1)[None].float() / 255.0,
+        mask=inside_photo(affine, photo_size=photo_size, size_px=size_px),
+        landmarks=apply_affine(torch.linalg.inv(affine), found),
+        confidence=torch.from_numpy(detection.confidence.astype(np.float32))[None],
+        person=torch.zeros(1, dtype=torch.int64),
+    )
+    return batch, affine
 
 
 def refine_faces(reader: FaceReader, faces: Sequence[PhotoFace], refinement: Refinement) -> list[PhotoFace]:
@@ -282,19 +294,22 @@ def _detect(reader: FaceReader, photo: Pixels, points: np.ndarray | None) -> Det
     elif isinstance(reader.detector, ProvidedDetector):
         raise PhotoError("the model has no detector of its own; give the photo's 68 points with --landmarks")
     else:
-        reduced = reduce(photo, max_side_px=reader.max_side_px)
-        (detection,) = reader.detector.detect([reduced])
-        if detection is not None and reduced is not photo:
-            scale = np.array([photo.shape[1] / reduced.shape[1], photo.shape[0] / reduced.shape[0]], np.float32)
-            detection = Detection(
-                detection.landmarks * scale,
-                detection.confidence,
-                detection.box * np.tile(scale, 2),
-                detection.face_score,
-            )
+        detection = detect_reduced(reader.detector, photo, max_side_px=reader.max_side_px)
     if detection is None:
         raise PhotoError("no face was found; cut the photo closer to the face or give its points with --landmarks")
     return detection
+
+
+def detect_reduced(detector: LandmarkDetector, photo: Pixels, *, max_side_px: int) -> Detection | None:
+    """What a detector finds in a photo that is reduced as in training, in pixels of the photo itself."""
+    reduced = reduce(photo, max_side_px=max_side_px)
+    (detection,) = detector.detect([reduced])
+    if detection is None or reduced is photo:
+        return detection
+    scale = np.array([photo.shape[1] / reduced.shape[1], photo.shape[0] / reduced.shape[0]], np.float32)
+    return Detection(
+        detection.landmarks * scale, detection.confidence, detection.box * np.tile(scale, 2), detection.face_score
+    )
 
 
 def photo_paths(photos: Sequence[Path]) -> Iterator[Path]:

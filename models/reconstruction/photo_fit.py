@@ -34,14 +34,15 @@ PHOTO_STEPS = 120
 ANCHOR = 1.0
 """How surely a face is near the network's estimate, in units of how surely faces are near the mean face."""
 
-LANDMARK_TEMPER = 0.5
+LANDMARK_TEMPER = 0.25
 """Share of the landmarks' information that counts: neighbouring points err together."""
 
 SMALLEST_SIGMA = 0.003
 """Landmarks are never believed to be better than this share of the face's larger side."""
 
-PHOTO_WEIGHT = 400.0
-"""Independent observations that the pixels of a face are worth."""
+PHOTO_WEIGHT = 100.0
+"""Independent observations that the pixels of a face are worth. Renders of the face model itself would bear 400; on
+real skin, which no albedo mode describes fully, 200 are too many already, see benchmarks/scan_photos.py."""
 
 PIXEL_SPREAD = (0.02, 0.2)
 """Bounds of the spread of RGB errors that an image is believed to have."""
@@ -240,6 +241,8 @@ class _PhotoSearch:
                 {"params": [lighting], "lr": RATES["lighting"]},
             ],
             betas=(0.9, 0.99),
+            # Of an energy in nats: a coordinate about which nothing is known must not walk by rounding errors.
+            eps=1e-3,
         )
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: LAST_RATE + (1.0 - LAST_RATE) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
