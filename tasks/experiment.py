@@ -136,7 +136,8 @@ def _run_trial(
         summary = summarize(measured, bench.crops.person.numpy(), everyone, intervals=False)
         run.metrics(finite(summary))
         with replace_file(out / "results" / f"{trial.name}.npz") as temporary:
-            np.savez(temporary, moments=measured.moments.numpy(), **measured.values)
+            arrays: dict[str, Any] = {"moments": measured.moments.numpy(), **measured.values}
+            np.savez(temporary, **arrays)
         write_json(
             out / "results" / f"{trial.name}.json",
             {

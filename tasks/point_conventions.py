@@ -122,6 +122,6 @@ def _best_offsets(landmarks: Float[Tensor, "B 68 3"], pose: FittedFaces, crops: 
     weight = 1.0 / (1.0 + (residual.norm(dim=2) / OUTLIER_PX).square())
     weighted = jacobian.transpose(2, 3) * weight[..., None, None]
     normal = (weighted @ jacobian).sum(0) + OFFSET_PRECISION * len(landmarks) * torch.eye(3)
-    offsets = torch.linalg.solve(normal, (weighted @ residual[..., None]).sum(0))[..., 0]
+    offsets: Tensor = torch.linalg.solve(normal, (weighted @ residual[..., None]).sum(0))[..., 0]
     mirrored = offsets[list(MIRRORED_LANDMARKS)] * torch.tensor([-1.0, 1.0, 1.0])
     return (offsets + mirrored) / 2.0

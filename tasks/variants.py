@@ -172,7 +172,7 @@ def with_changed_labels(
     """Crops whose labels are as the change says; those of other sources stay as they are."""
     of_label = torch.tensor([source in labelled for source in crops.source])
     if change.persons is not None:
-        everyone = crops.person[of_label].unique()
+        everyone = torch.tensor(sorted(set(crops.person[of_label].tolist())), dtype=crops.person.dtype)
         order = torch.randperm(len(everyone), generator=Generator().manual_seed(seed))
         # A smaller set is part of every larger one of the same seed.
         kept = torch.isin(crops.person, everyone[order[: change.persons]]) | ~of_label
