@@ -20,10 +20,11 @@ COLOURS = {
     "supervised": "#5aa469",
     "fused": "#8a63b8",
     "refusion": "#c8453b",
+    "refined": "#7a1f17",
 }
 DPI = 110
 CHARTS_PER_STAGE = 4
-MAX_LEGEND_COLUMNS = 7
+MAX_LEGEND_COLUMNS = 8
 TELLING = (
     ("train", "loss"),
     ("validation", "vertex_error_mm"),

@@ -15,6 +15,7 @@ from models.face.lighting import ambient_light
 from models.face.morphable import MorphableModel
 from models.landmarks.detector import sigma_from_confidence
 from models.reconstruction.fit import fit_face, fit_pose
+from models.reconstruction.photo_fit import refine
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
 from models.rendering.relight import render_under_fitted_light
 from models.training.data import CropSet
@@ -49,8 +50,10 @@ BLOCKS = {
     "supervised": "train_supervised",
     "fused": "train_fused",
     "refusion": "refusion",
+    "refined": "refusion",
 }
-"""Blocks of `metrics.json` and the stage whose checkpoint each one measures; the first two need none."""
+"""Blocks of `metrics.json` and the stage whose checkpoint each one measures; the first two need none, and the last goes
+on from the network's answer photo by photo, as `mien reconstruct --refine` does."""
 
 SUREST_SIDES = 2e-3
 """No point is taken for surer than this, in sides of the face's box: annotations come with any confidence."""
@@ -78,7 +81,12 @@ def evaluate(params: Params, workspace: Workspace) -> None:
     model = load_face_model(params, workspace)
     device = _device(params)
     # All of them before the first is measured, so that a missing one is known at once.
-    predictors = {block: _predictor(block, stage, model, workspace, device) for block, stage in BLOCKS.items()}
+    steps = params.evaluate.refine_steps
+    predictors = {
+        block: _predictor(block, stage, model, workspace, device, refine_steps=steps)
+        for block, stage in BLOCKS.items()
+        if steps or block != "refined"
+    }
     ablation = read_ablation(workspace, params.evaluate.ablation)
     crops = load_crops(workspace, params, split="test")
     truth = prepare_truth(model, crops)
@@ -168,7 +176,13 @@ def sample_rows(measured: dict[str, Measured], crops: CropSet, tone_deg: np.ndar
 
 
 def _predictor(
-    block: str, stage: str | None, model: MorphableModel, workspace: Workspace, device: torch.device
+    block: str,
+    stage: str | None,
+    model: MorphableModel,
+    workspace: Workspace,
+    device: torch.device,
+    *,
+    refine_steps: int,
 ) -> Predict:
     if stage is None:
         model.to(device)
@@ -178,6 +192,8 @@ def _predictor(
     reconstructor = _load(workspace.folder(stage) / "checkpoint.pt", model).to(device)
     if block == "geometry":
         return lambda batch: _predict_geometry(reconstructor, batch)
+    if block == "refined":
+        return lambda batch: _predict_refined(reconstructor, batch, steps=refine_steps)
     return lambda batch: _predict(reconstructor, batch)
 
 
@@ -232,7 +248,18 @@ def _predict_geometry(reconstructor: Reconstructor, batch: Batch) -> tuple[FaceC
 
 def _predict(reconstructor: Reconstructor, batch: Batch) -> tuple[FaceCoefficients, Rendering, Tensor]:
     image = batch.image.contiguous(memory_format=torch.channels_last)
-    coefficients = reconstructor(image, batch.landmarks, batch.confidence)
+    return _draw(reconstructor, reconstructor(image, batch.landmarks, batch.confidence), batch)
+
+
+def _predict_refined(
+    reconstructor: Reconstructor, batch: Batch, *, steps: int
+) -> tuple[FaceCoefficients, Rendering, Tensor]:
+    return _draw(reconstructor, refine(reconstructor, batch, photo_steps=steps), batch)
+
+
+def _draw(
+    reconstructor: Reconstructor, coefficients: FaceCoefficients, batch: Batch
+) -> tuple[FaceCoefficients, Rendering, Tensor]:
     found = reconstructor.reconstruct(coefficients, batch.camera, shade=True)
     assert found.rendering is not None
     return coefficients, found.rendering, found.landmarks

@@ -200,6 +200,8 @@ class EvaluateParams(Section):
     batch_size: PositiveCount = 64
     yaw_bins_deg: tuple[float, ...] = (0.0, 30.0, 60.0, 90.0)
     pictures: PositiveCount = 6
+    refine_steps: Count = 60
+    """Steps of per-photo optimisation after the network, measured in a block of their own; 0 leaves it out."""
     ablation: Path | None = None
     """Folder of an ablation (`mien experiment ablation`) that the report shows, too."""
 

@@ -17,6 +17,7 @@ TITLES = {
     "supervised": "stage 2: supervised",
     "fused": "stage 3: fused",
     "refusion": "re-fused",
+    "refined": "re-fused, then refined",
 }
 FINAL = "refusion"
 """The block whose numbers and faces stand in front."""

@@ -196,7 +196,16 @@ def test_the_run_remembers_numbers_and_report(evaluated: Path, run: LoggedRun) -
 
 def test_metrics_have_a_block_for_the_baseline_and_every_stage(evaluated: Path) -> None:
     metrics = json.loads((evaluated / "metrics.json").read_text())
-    assert list(metrics) == ["mean_face", "optimised", "geometry", "self_supervised", "supervised", "fused", "refusion"]
+    assert list(metrics) == [
+        "mean_face",
+        "optimised",
+        "geometry",
+        "self_supervised",
+        "supervised",
+        "fused",
+        "refusion",
+        "refined",
+    ]
     wanted = {
         "scan_error_mm_median",
         "scan_error_mm_mean",
@@ -242,6 +251,8 @@ def test_metrics_have_a_block_for_the_baseline_and_every_stage(evaluated: Path) 
     assert metrics["optimised"]["landmark_nme"] < metrics["mean_face"]["landmark_nme"]
     # All trained blocks hold the same untrained network.
     assert metrics["fused"] == metrics["refusion"] == metrics["supervised"]
+    # Whose answer refinement leaves far behind.
+    assert metrics["refined"]["landmark_nme"] < 0.5 * metrics["refusion"]["landmark_nme"]
 
 
 def test_every_photo_of_the_test_split_has_a_row_per_block(evaluated: Path) -> None:
