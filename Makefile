@@ -52,7 +52,7 @@ format: install
 
 bench: install
 	@mkdir -p .benchmarks
-	@for name in render landmarks; do \
+	@for name in render landmarks scan_distance; do \
 	  echo "== $$name"; \
 	  python -m benchmarks.$$name --json .benchmarks/$$name.json || exit 1; done
 

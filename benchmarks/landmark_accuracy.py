@@ -18,7 +18,9 @@ face without a box that shares a tenth with its own is `missed`. All errors and 
 - `reliability`, `calibration_error`: expected against observed error of the points, and their mean relative gap;
 - `worst`: the names of the twelve worst photos; `convention`, `boxes`, `split`: what was evaluated.
 
-With `--convention handmade` rendered photos have their jaw on the visible outline; without one they are left out.
+Where people put points by hand, in .pts files, the detector is asked for its handmade points, if it knows them, and for
+annotated ones elsewhere; `--convention` asks for one kind everywhere. With `--convention handmade` rendered photos have
+their jaw on the visible outline; without one they are left out.
 
 `--split test` takes every fourth photo by hash: the SHA-256 of its file name as a number modulo 4 is 0; `train` the
 rest.
@@ -28,8 +30,10 @@ from __future__ import annotations
 
 import csv
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -98,14 +102,23 @@ class Evaluation:
 
 
 def evaluate(
-    detector: LandmarkDetector, photos: AnnotatedSet, *, from_truth: bool = False, progress: bool = False
+    detector: LandmarkDetector,
+    photos: AnnotatedSet,
+    *,
+    chosen_rows: Sequence[int] | None = None,
+    from_truth: bool = False,
+    progress: bool = False,
 ) -> Evaluation:
-    """Run the detector over all photos in batches; `from_truth` shows it what surrounds the annotated face only."""
+    """Run the detector over all photos, or the chosen ones, in batches.
+
+    `from_truth` shows it what surrounds the annotated face only.
+    """
     rows: list[int] = []
     found, confidence, scores, candidates, unreadable = [], [], [], [], []
-    for start in track(range(0, len(photos.names), BATCH), description="photos", disable=not progress):
+    wanted = list(range(len(photos.names))) if chosen_rows is None else list(chosen_rows)
+    for start in track(range(0, len(wanted), BATCH), description="photos", disable=not progress):
         batch, images, corners = [], [], []
-        for row in range(start, min(start + BATCH, len(photos.names))):
+        for row in wanted[start : start + BATCH]:
             try:
                 image = photos.read(row)
             except ImageError as error:
@@ -140,11 +153,40 @@ def evaluate(
     return Evaluation(rows, faces, scores, candidates, unreadable)
 
 
+def join_evaluations(parts: Sequence[Evaluation]) -> Evaluation:
+    """Parts of one annotated set, as if they had been evaluated at once."""
+    rows = [row for part in parts for row in part.rows]
+    order = np.argsort(rows, kind="stable").tolist()
+    faces = [np.concatenate([getattr(part.faces, one.name) for part in parts])[order] for one in fields(MeasuredFaces)]
+    scores, candidates = (
+        [value for part in parts for value in getattr(part, name)] for name in ("scores", "candidates")
+    )
+    return Evaluation(
+        [rows[place] for place in order],
+        MeasuredFaces(*faces),
+        [scores[place] for place in order],
+        [candidates[place] for place in order],
+        [one for part in parts for one in part.unreadable],
+    )
+
+
+def conventions_of(photos: AnnotatedSet, *, outlined: bool) -> dict[Convention, list[int]]:
+    """Photos by where their points are, as far as the files tell and the detector knows the difference."""
+    if photos.rendered:
+        return {Convention.MODEL: list(range(len(photos.names)))}
+    by_hand = photos.by_hand if outlined else frozenset[int]()
+    found = {
+        Convention.ANNOTATED: [row for row in range(len(photos.names)) if row not in by_hand],
+        Convention.HANDMADE: sorted(by_hand),
+    }
+    return {convention: rows for convention, rows in found.items() if rows}
+
+
 def report(evaluation: Evaluation, photos: AnnotatedSet, *, edges_deg: list[float]) -> dict[str, Any]:
     """Everything measured, as the module's heading says; what cannot be said is null."""
     faces = evaluation.faces
     reliability = reliability_curve(faces)
-    intervals = bootstrap_intervals(faces, generator=np.random.default_rng(SEED))
+    intervals = bootstrap_intervals(faces, seed=SEED)
     return without_nan(
         {
             **asdict(measure_accuracy(faces)),
@@ -223,7 +265,7 @@ def main(
     weights: Annotated[Path | None, typer.Option(help="checkpoint or exported files, instead of a workspace's")] = None,
     convention: Annotated[
         Convention | None,
-        typer.Option(help="which points the detector gives; default: annotated, and model where photos are rendered"),
+        typer.Option(help="which points the detector gives; default: handmade for .pts files, annotated, or model"),
     ] = None,
     boxes: Annotated[
         Boxes, typer.Option(help="who finds faces: as the detector likes, or truth: it sees the annotated face only")
@@ -251,29 +293,42 @@ def main(
         photos = open_photos(
             folder, split=split, every=every, labels=labels, source=source, handmade=convention is Convention.HANDMADE
         )
-        convention = convention or (Convention.MODEL if photos.rendered else Convention.ANNOTATED)
-        opened = open_detector(
+        opener = partial(
+            open_detector,
             detector,
             workspace=workspace,
             weights=weights,
             runtime=runtime,
-            convention=convention,
             boxes=boxes,
             min_face_score=min_face_score,
             device=device,
             threads=threads,
         )
+        if convention is not None:
+            opened = {convention: opener(convention=convention)}
+            groups = {convention: list(range(len(photos.names)))}
+        else:
+            usual = opener(convention=Convention.MODEL if photos.rendered else Convention.ANNOTATED)
+            groups = conventions_of(photos, outlined=getattr(usual, "outlined", False))
+            opened = {one: opener(convention=one) if one is Convention.HANDMADE else usual for one in groups}
     except (FileNotFoundError, ValueError) as error:
         console.print(str(error), style="red", highlight=False, markup=False)
         raise typer.Exit(1) from None
-    evaluation = evaluate(opened, photos, from_truth=boxes is Boxes.TRUTH, progress=console.is_terminal)
+    evaluation = join_evaluations(
+        [
+            evaluate(
+                opened[one], photos, chosen_rows=rows_of, from_truth=boxes is Boxes.TRUTH, progress=console.is_terminal
+            )
+            for one, rows_of in groups.items()
+        ]
+    )
     if not evaluation.rows:
         console.print(f"{folder}: no photo could be read, e.g. {evaluation.unreadable[0]}", style="red", markup=False)
         raise typer.Exit(1)
     asked = {
         "folder": str(folder),
         "detector": detector,
-        "convention": convention.value,
+        "convention": ", ".join(one.value for one in groups),
         "boxes": boxes.value,
         "split": split.value,
         "every": every,

@@ -1,14 +1,18 @@
-"""`python -m flows STAGE` runs one stage as a flow run, `python -m flows pipeline` all that are stale."""
+"""`python -m flows STAGE` runs one stage as a flow run, `python -m flows pipeline` all that are stale.
+
+`torchrun --nproc-per-node 2 -m flows train_fused` runs a training stage in two processes.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 from flows.environment import prepare
 from flows.failures import reported
 from flows.server import prefect_server
-from flows.stages import FUNCTIONS
+from flows.stages import FUNCTIONS, check_processes, run_beside
 from flows.workspace import allow_without_git, refresh_graph
 
 
@@ -29,6 +33,10 @@ def main(arguments: list[str] | None = None) -> None:
         if not (options.workspace / "params.yaml").is_file():
             missing = options.workspace / "params.yaml"
             raise FileNotFoundError(f"{missing}: no such file; run in a Mien workspace or name one with --workspace")
+        check_processes(options.name, int(os.environ.get("WORLD_SIZE", "1")))
+        if int(os.environ.get("RANK", "0")) > 0:
+            run_beside(options.name, options.workspace)
+            return
         if options.name == "pipeline":
             allow_without_git(options.workspace)
             refresh_graph(options.workspace)

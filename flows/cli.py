@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 from flows.environment import prepare
+from flows.experiment import app as experiment_app
 from flows.failures import StageError, reported
 from flows.processes import run_child
 from flows.server import prefect_server
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 model_app = typer.Typer(help="Convert face models and look at them.", no_args_is_help=True)
 app.add_typer(model_app, name="model")
+app.add_typer(experiment_app, name="experiment")
 
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder with params.yaml and artifacts/.")]
 FileArgument = Annotated[
@@ -72,15 +74,37 @@ def reconstruct(
     landmarks: Annotated[
         Path | None, typer.Option(help="CSV with columns file, x0, y0 … x67, y67: use these points, detect the others.")
     ] = None,
+    refine: Annotated[
+        bool, typer.Option("--refine", help="Go on from the network's answer by per-photo optimisation.")
+    ] = False,
+    refine_steps: Annotated[
+        int | None, typer.Option(min=0, help="Steps by the photo itself; 0: landmarks only; default: 120.")
+    ] = None,
+    same_person: Annotated[
+        bool, typer.Option("--same-person", help="All photos show one person: refine one identity for all of them.")
+    ] = False,
     workspace: WorkspaceOption = Path(),
 ) -> None:
     """Turn photos into coloured meshes (OBJ), overlays (PNG), coefficients and camera (JSON)."""
     with command("reconstruct", workspace):
+        for option, given in (("--refine-steps", refine_steps is not None), ("--same-person", same_person)):
+            if given and not refine:
+                raise ValueError(f"{option} says how to refine, but --refine is missing; add it")
         from tasks.artifacts import Workspace
-        from tasks.reconstruct import reconstruct_photos
+        from tasks.reconstruct import Refinement, reconstruct_photos
 
-        place = Workspace(workspace)
-        for path in reconstruct_photos(photos, out, workspace=place, checkpoint=checkpoint, landmarks=landmarks):
+        refinement = None
+        if refine:
+            steps = {} if refine_steps is None else {"photo_steps": refine_steps}
+            refinement = Refinement(same_person=same_person, **steps)
+        for path in reconstruct_photos(
+            photos,
+            out,
+            workspace=Workspace(workspace),
+            checkpoint=checkpoint,
+            landmarks=landmarks,
+            refinement=refinement,
+        ):
             print(path)
 
 

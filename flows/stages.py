@@ -34,7 +34,15 @@ FUNCTIONS = {
 }
 """Module and function of every stage; imported only when it runs."""
 
-CHATTY = ("great_expectations", "lightning.fabric.utilities.rank_zero", "lightning.pytorch.utilities.rank_zero")
+SHARED = ("train_self_supervised", "train_supervised", "train_fused")
+"""Stages that several processes run together when `torchrun` starts them."""
+
+CHATTY = (
+    "great_expectations",
+    "lightning.fabric.utilities.distributed",
+    "lightning.fabric.utilities.rank_zero",
+    "lightning.pytorch.utilities.rank_zero",
+)
 """Loggers whose news, such as the precision chosen, would be told in every stage."""
 
 
@@ -84,6 +92,29 @@ def run_stage(name: str, workspace: Path) -> None:
     if errors:
         raise errors[0]
     print(f"[{name}] done in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def run_beside(name: str, workspace: Path) -> None:
+    """Run a stage in a process that helps the first one, which alone is a flow run, reports and writes."""
+    from tasks.artifacts import Workspace
+    from tasks.params import load_params
+
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    place = Workspace(workspace.resolve())
+    stage_function(name)(load_params(place.params), place)
+
+
+def check_processes(name: str, count: int) -> None:
+    """Refuse to run in several processes what only one may run.
+
+    Raises: ValueError naming the stages that may.
+    """
+    if count > 1 and name not in SHARED:
+        raise ValueError(
+            f"{name}: started in {count} processes, expected 1; torchrun is for {', '.join(SHARED)}, "
+            f"use python -m flows {name}"
+        )
 
 
 def _summary(folder: Path) -> str:

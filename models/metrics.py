@@ -12,12 +12,19 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
 
+from models.face.camera import angles_from_rotation
+
 SSIM_SIGMA_PX = 1.5
 SSIM_RADIUS_PX = 5
 SSIM_C1 = 0.01**2
 SSIM_C2 = 0.03**2
 MIN_SUPPORT = 0.05
 """Share of a window's weight that must lie in the mask for its statistics to count."""
+
+BEST_PSNR_DB = 100.0
+"""Of equal images, whose ratio would be infinite."""
+
+NOSE_TIP, OUTER_EYES, MOUTH_CORNERS = 30, (36, 45), (48, 54)
 
 MIN_SPREAD = 1e-6
 """In mm²; less variation of depth than this is rounding."""
@@ -38,6 +45,20 @@ def similarity(
     """
     score, counted = similarity_map(image, rendering_image, mask)
     return (score * counted).flatten(1).sum(1) / counted.flatten(1).sum(1).clamp_min(1)
+
+
+@torch.no_grad()
+def peak_signal_to_noise(
+    image: Float[Tensor, "B 3 H W"], rendering_image: Float[Tensor, "B 3 H W"], mask: Bool[Tensor, "B H W"]
+) -> Float[Tensor, "B"]:
+    """PSNR in decibels of a rendering against its photo over the pixels of the mask; RGB in [0, 1], clamped to it.
+
+    Degenerate: equal images reach 100; a face without a masked pixel returns NaN.
+    """
+    weight = mask[:, None].to(image.dtype)
+    square = ((image - rendering_image.clamp(0.0, 1.0)).square() * weight).flatten(1).sum(1)
+    error = square / (3.0 * weight.flatten(1).sum(1))
+    return (-10.0 * error.log10()).clamp_max(BEST_PSNR_DB)
 
 
 def similarity_map(
@@ -108,6 +129,48 @@ def depth_flatness(moments: Float[Tensor, "B 5"]) -> tuple[float, float]:
     if truth_spread <= MIN_SPREAD:
         return math.nan, math.nan
     return covariance / truth_spread, covariance / math.sqrt(spread * truth_spread) if spread > MIN_SPREAD else math.nan
+
+
+def nose_protrusion(landmarks: Float[Tensor, "B 68 3"]) -> Float[Tensor, "B"]:
+    """Distance in mm by which the tip of the nose stands out of the plane through outer eye corners and mouth.
+
+    The ratio of a predicted to the true one tells whether faces come out flat: 1 keeps the nose, 0 has none.
+    """
+    left, right = landmarks[:, OUTER_EYES[0]], landmarks[:, OUTER_EYES[1]]
+    mouth = landmarks[:, list(MOUTH_CORNERS)].mean(1)
+    normal = functional.normalize(torch.linalg.cross(mouth - left, right - left), dim=1)
+    return ((landmarks[:, NOSE_TIP] - left) * normal).sum(1)
+
+
+def angle_errors(
+    predicted: Float[Tensor, "B 3"], target: Float[Tensor, "B 3"]
+) -> tuple[Float[Tensor, "B"], Float[Tensor, "B"], Float[Tensor, "B"]]:
+    """Absolute errors of yaw, pitch and roll in degrees, of two rotations as axis-angle.
+
+    Convention: angles of models/face/camera.py; a difference is taken the short way round.
+    """
+    turn = (angles_from_rotation(predicted) - angles_from_rotation(target)).rad2deg()
+    around = (turn + 180.0).remainder(360.0) - 180.0
+    yaw, pitch, roll = around.abs().unbind(1)
+    return yaw, pitch, roll
+
+
+def typology_angle(colour: Float[Tensor, "B 3"]) -> Float[Tensor, "B"]:
+    """Individual typology angle of skin in degrees: high is light, low is dark; `colour` is sRGB in [0, 1].
+
+    Convention: atan2(L* - 50, b*) of CIELAB under D65. Values above 41 are called light or very light, below 10 brown
+    or dark.
+    Source: Chardon et al. 1991.
+    """
+    linear = torch.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055).clamp_min(0.0) ** 2.4)
+    luminance = linear @ linear.new_tensor([0.2126, 0.7152, 0.0722])
+    blue = linear @ linear.new_tensor([0.0193, 0.1192, 0.9505]) / 1.0890
+    root, blue_root = _lab_root(luminance), _lab_root(blue)
+    return torch.atan2(116.0 * root - 16.0 - 50.0, 200.0 * (root - blue_root)).rad2deg()
+
+
+def _lab_root(value: Tensor) -> Tensor:
+    return torch.where(value > (6 / 29) ** 3, value.clamp_min(1e-9) ** (1 / 3), value / (3 * (6 / 29) ** 2) + 4 / 29)
 
 
 def _blur(image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:

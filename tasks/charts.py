@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,17 @@ from matplotlib.figure import Figure
 
 COLOURS = {
     "mean_face": "#9aa0a6",
+    "optimised": "#5f6368",
     "geometry": "#c9972b",
     "self_supervised": "#6aa5d8",
     "supervised": "#5aa469",
     "fused": "#8a63b8",
     "refusion": "#c8453b",
+    "refined": "#7a1f17",
 }
 DPI = 110
 CHARTS_PER_STAGE = 4
+MAX_LEGEND_COLUMNS = 8
 TELLING = (
     ("train", "loss"),
     ("validation", "vertex_error_mm"),
@@ -54,32 +57,63 @@ def error_distribution(scans: Mapping[str, np.ndarray], titles: Mapping[str, str
     return _png(figure)
 
 
-def by_yaw(
-    metrics: Mapping[str, Any], measures: Mapping[str, tuple[str, float]], titles: Mapping[str, str]
+def by_part(
+    metrics: Mapping[str, Any],
+    part: str,
+    measures: Mapping[str, tuple[str, float]],
+    titles: Mapping[str, str],
+    part_title: Callable[[str], str],
 ) -> bytes | None:
-    """Bars per yaw bin for several measures, given as name: (axis label, factor); None where nothing was measured."""
-    bins = list(next(iter(metrics.values()))["by_yaw"])
+    """Bars with intervals per bin of a part for several measures, by name: (axis label, factor); None without any."""
+    bins = list(next(iter(metrics.values()))[part])
     drawn = [
         name
         for name in measures
-        if any(block["by_yaw"][bin_][name] is not None for block in metrics.values() for bin_ in bins)
+        if any(block[part][bin_][name] is not None for block in metrics.values() for bin_ in bins)
     ]
     if not drawn:
         return None
-    figure = Figure(figsize=(3.4 * len(drawn), 3.4))
-    width = 0.8 / len(metrics)
+    figure = Figure(figsize=(3.0 * len(drawn), 3.4))
+    width = 0.84 / len(metrics)
     for plot, name in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
         text, factor = measures[name]
         for place, (block, values) in enumerate(metrics.items()):
-            heights = [values["by_yaw"][bin_][name] for bin_ in bins]
-            heights = [np.nan if height is None else factor * height for height in heights]
+            heights, lows, highs = (
+                factor * np.array([_float(values[part][bin_].get(f"{name}{end}")) for bin_ in bins])
+                for end in ("", "_low", "_high")
+            )
             centres = np.arange(len(bins)) + (place - (len(metrics) - 1) / 2) * width
             plot.bar(centres, heights, width * 0.92, color=COLOURS.get(block), label=titles[block])
+            plot.vlines(centres, lows, highs, color="#22262b", linewidth=0.7)
         plot.set_title(text, fontsize=9)
-        plot.set_xticks(range(len(bins)), [f"{bin_.replace('-', '–')}°" for bin_ in bins])
-    figure.legend(*plot.get_legend_handles_labels(), loc="lower center", ncols=len(metrics), frameon=False, fontsize=8)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
+        plot.set_xticks(range(len(bins)), [part_title(bin_) for bin_ in bins])
+    handles, labels = plot.get_legend_handles_labels()
+    rows = -(-len(labels) // MAX_LEGEND_COLUMNS)
+    figure.legend(handles, labels, loc="lower center", ncols=-(-len(labels) // rows), frameon=False, fontsize=8)
+    figure.tight_layout(rect=(0, 0.07 * rows, 1, 1))
     return _png(figure, tight=False)
+
+
+def gains(
+    metrics: Mapping[str, Any], measures: Mapping[str, tuple[str, float]], titles: Mapping[str, str]
+) -> bytes | None:
+    """Differences of every block to the mean face, dots with their intervals; None where nothing is known."""
+    found = {block: values.get("versus_mean_face", {}) for block, values in metrics.items() if block != "mean_face"}
+    drawn = [name for name in measures if any(values.get(name) is not None for values in found.values())]
+    if not drawn:
+        return None
+    figure = Figure(figsize=(1.4 + 2.4 * len(drawn), 0.9 + 0.3 * len(found)))
+    for place, (plot, name) in enumerate(zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True)):
+        text, factor = measures[name]
+        for row, (block, values) in enumerate(found.items()):
+            value, low, high = (factor * _float(values.get(f"{name}{end}")) for end in ("", "_low", "_high"))
+            plot.hlines(-row, low, high, color=COLOURS.get(block), linewidth=2.2)
+            plot.plot(value, -row, "o", color=COLOURS.get(block), markersize=4.5)
+        plot.axvline(0.0, color="#9aa0a6", linewidth=1.0)
+        plot.set_title(text, fontsize=9)
+        plot.set_yticks([-row for row in range(len(found))], [titles[block] for block in found] if place == 0 else [])
+        plot.set_ylim(-len(found) + 0.4, 0.6)
+    return _png(figure)
 
 
 def training_curves(path: Path) -> bytes | None:
@@ -134,6 +168,10 @@ def colour_bar(colours: Sequence[Sequence[float]], *, limit_mm: float) -> bytes:
     plot.tick_params(labelsize=7)
     plot.set_xlabel("error (mm)", fontsize=7, labelpad=1)
     return _png(figure, tight=False)
+
+
+def _float(value: float | None) -> float:
+    return np.nan if value is None else value
 
 
 def _width(block: str) -> float:

@@ -1,7 +1,8 @@
-"""Reads the validated crops of a split back into tensors."""
+"""Reads the validated crops of a split back into tensors, or maps them into memory where they are many."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from models.face.crop import apply_affine
 from models.training.data import CropSet
 from models.types import LANDMARK_COUNT
-from tasks.artifacts import CLEAN, MESHES, Workspace, read_table
+from tasks.artifacts import CLEAN, MESHES, Workspace, read_table, replace_file
 from tasks.params import Params
 
 
@@ -42,7 +43,7 @@ def load_crops(workspace: Workspace, params: Params, *, split: str, sources: Seq
     return CropSet(
         sample_ids=tuple(sample_ids),
         source=tuple(table["source"].to_pylist()),
-        images=_images(workspace, sample_ids, params.project.crop_size_px),
+        images=_images(workspace, sample_ids, params),
         landmarks=landmarks,
         confidence=_column(table, "confidence", LANDMARK_COUNT),
         annotation=annotation,
@@ -69,9 +70,34 @@ def _column(table: pa.Table, name: str, width: int) -> Tensor:
     return torch.from_numpy(rows)
 
 
-def _images(workspace: Workspace, sample_ids: list[str], size_px: int) -> Tensor:
+def _images(workspace: Workspace, sample_ids: list[str], params: Params) -> Tensor:
+    """Crops as (N, 3, S, S) bytes; above `max_crops_in_memory` as a file of which only what is used is read.
+
+    The file is made once for the same crops and lies outside the outputs. Those of other crops are removed.
+    """
+    shape = (len(sample_ids), 3, params.project.crop_size_px, params.project.crop_size_px)
+    if len(sample_ids) <= params.project.max_crops_in_memory:
+        images = np.zeros(shape, dtype=np.uint8)
+        _fill(images, workspace, sample_ids)
+        return torch.from_numpy(images)
+    # A crop follows from its photo, whose hash is its sample's id, and from its row of the table.
+    table = hashlib.sha256((workspace.folder("validate_labels") / "clean.parquet").read_bytes()).hexdigest()[:16]
+    chosen = hashlib.sha256(repr((sample_ids, shape)).encode()).hexdigest()[:16]
+    path = workspace.root / ".mien" / "crops" / f"{table}-{chosen}.bytes"
+    if not path.exists():
+        for old in path.parent.glob("*.bytes"):
+            if not old.name.startswith(f"{table}-"):
+                old.unlink(missing_ok=True)
+        with replace_file(path) as temporary:
+            mapped = np.memmap(temporary, dtype=np.uint8, mode="w+", shape=shape)
+            _fill(mapped, workspace, sample_ids)
+            mapped.flush()
+    return torch.from_numpy(np.memmap(path, dtype=np.uint8, mode="c", shape=shape))
+
+
+def _fill(images: np.ndarray, workspace: Workspace, sample_ids: list[str]) -> None:
     places = {sample_id: place for place, sample_id in enumerate(sample_ids)}
-    images = np.zeros((len(sample_ids), size_px, size_px, 3), dtype=np.uint8)
+    size_px = images.shape[-1]
     found = 0
     for shard in sorted(workspace.folder("validate_labels").glob("crops-*.parquet")):
         for batch in pq.ParquetFile(shard).iter_batches(batch_size=256):
@@ -85,11 +111,10 @@ def _images(workspace: Workspace, sample_ids: list[str], size_px: int) -> Tensor
                         f"{shard.name}: crops of {pixels.size} bytes, expected {images[0].size} for {size_px} px; "
                         "run validate_labels again"
                     )
-                images[place] = pixels.reshape(images[0].shape)
+                images[place] = pixels.reshape(size_px, size_px, 3).transpose(2, 0, 1)
                 found += 1
     if found != len(sample_ids):
         raise ValueError(f"validate_labels: {found} crops for {len(sample_ids)} rows; run validate_labels again")
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
 def _meshes(workspace: Workspace, mesh_ids: list[str | None]) -> tuple[Tensor, Tensor, Tensor]:

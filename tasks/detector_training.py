@@ -63,6 +63,8 @@ def train_landmarks(
         identity = f"{identity} with {dense_points} dense points"
     if samples.outline is not None:
         identity = f"{identity} with outlines"
+    if samples.annotated is not None:
+        identity = f"{identity} with known shifts"
     torch.manual_seed(seed)
     network = HierarchicalNetwork(
         section.input_size_px,

@@ -13,7 +13,9 @@ from torch import Tensor
 from models.face.camera import project, to_camera_space
 from models.face.lighting import ambient_light
 from models.face.morphable import MorphableModel
-from models.reconstruction.fit import fit_pose
+from models.landmarks.detector import sigma_from_confidence
+from models.reconstruction.fit import fit_face, fit_pose
+from models.reconstruction.photo_fit import refine
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
 from models.rendering.relight import render_under_fitted_light
 from models.training.data import CropSet
@@ -26,25 +28,35 @@ from tasks.measure import (
     MEASURES,
     Measured,
     Predict,
+    compare,
     measure_stage,
+    person_tone_deg,
     prepare_truth,
     summarize,
+    tone_groups,
     true_yaw_deg,
     yaw_bins,
 )
 from tasks.params import Params
-from tasks.report import write_report
+from tasks.report import read_ablation, write_report
+from tasks.report_tables import BASELINE, FINAL
 from tasks.tracking import finite, track
 
 BLOCKS = {
     "mean_face": None,
+    "optimised": None,
     "geometry": "train_geometry",
     "self_supervised": "train_self_supervised",
     "supervised": "train_supervised",
     "fused": "train_fused",
     "refusion": "refusion",
+    "refined": "refusion",
 }
-"""Blocks of `metrics.json` and the stage whose checkpoint each one measures."""
+"""Blocks of `metrics.json` and the stage whose checkpoint each one measures; the first two need none, and the last goes
+on from the network's answer photo by photo, as `mien reconstruct --refine` does."""
+
+SUREST_SIDES = 2e-3
+"""No point is taken for surer than this, in sides of the face's box: annotations come with any confidence."""
 
 SAMPLE_MEASURES = pa.schema(
     [
@@ -53,6 +65,7 @@ SAMPLE_MEASURES = pa.schema(
         ("source", pa.string()),
         ("person", pa.int64()),  # a number within the test split
         ("yaw_deg", pa.float32()),
+        ("tone_deg", pa.float32()),  # typology angle of the person's skin as the last stage sees it; high is light
         *[(name, pa.float32()) for name in MEASURES],  # null where the truth is unknown
     ]
 )
@@ -68,19 +81,26 @@ def evaluate(params: Params, workspace: Workspace) -> None:
     model = load_face_model(params, workspace)
     device = _device(params)
     # All of them before the first is measured, so that a missing one is known at once.
-    predictors = {block: _predictor(block, stage, model, workspace, device) for block, stage in BLOCKS.items()}
+    steps = params.evaluate.refine_steps
+    predictors = {
+        block: _predictor(block, stage, model, workspace, device, refine_steps=steps)
+        for block, stage in BLOCKS.items()
+        if steps or block != "refined"
+    }
+    ablation = read_ablation(workspace, params.evaluate.ablation)
     crops = load_crops(workspace, params, split="test")
     truth = prepare_truth(model, crops)
-    measured = {}
+    measured: dict[str, Measured] = {}
     for block, predict in predictors.items():
         measured[block] = measure_stage(
             predict, crops, model=model, truth=truth, batch_size=params.evaluate.batch_size, device=device
         )
     model.to("cpu")
-    metrics = block_metrics(measured, crops, params.evaluate.yaw_bins_deg)
+    tone_deg = person_tone_deg(model, measured[FINAL].coefficients, crops.person.numpy())
+    metrics = block_metrics(measured, crops, params.evaluate.yaw_bins_deg, tone_deg)
     with track(params, workspace, "evaluate") as run, replace_folder(workspace.folder("evaluate")) as folder:
         write_json(folder / "metrics.json", metrics)
-        write_table(folder / "samples.parquet", sample_rows(measured, crops), SAMPLE_MEASURES)
+        write_table(folder / "samples.parquet", sample_rows(measured, crops, tone_deg), SAMPLE_MEASURES)
         (folder / "pictures").mkdir()
         landmarks = measure_held_out(params, workspace)
         if landmarks is not None:
@@ -95,28 +115,50 @@ def evaluate(params: Params, workspace: Workspace) -> None:
             truth=truth,
             metrics=metrics,
             measured=measured,
+            ablation=ablation,
+            run_id=run.run_id,
         )
-        run.metrics(finite(metrics))
+        run.metrics(remembered(metrics))
         run.artifact(folder / "report.html")
 
 
-def block_metrics(measured: dict[str, Measured], crops: CropSet, edges_deg: tuple[float, ...]) -> dict[str, Any]:
-    """One block per stage: numbers over all photos, `by_yaw` the same per bin of |yaw|, `by_source` per source."""
+def block_metrics(
+    measured: dict[str, Measured], crops: CropSet, edges_deg: tuple[float, ...], tone_deg: np.ndarray
+) -> dict[str, Any]:
+    """One block per stage: numbers over all photos with their intervals, the same per part, and what the stage gains.
+
+    `by_yaw` has bins of |yaw|, `by_tone` groups of the persons' skin tone (N,), `by_source` the sources;
+    `versus_mean_face` holds differences to the mean face photo by photo.
+    """
     persons = crops.person.numpy()
     everyone = np.ones(len(crops), dtype=bool)
-    bins = yaw_bins(true_yaw_deg(crops), edges_deg)
-    sources = {name: np.array(crops.source) == name for name in sorted(set(crops.source))}
+    parts = {
+        "by_yaw": yaw_bins(true_yaw_deg(crops), edges_deg),
+        "by_tone": tone_groups(tone_deg),
+        "by_source": {name: np.array(crops.source) == name for name in sorted(set(crops.source))},
+    }
     return {
         block: {
             **summarize(found, persons, everyone),
-            "by_yaw": {name: summarize(found, persons, chosen) for name, chosen in bins.items()},
-            "by_source": {name: summarize(found, persons, chosen) for name, chosen in sources.items()},
+            **{
+                part: {name: summarize(found, persons, chosen) for name, chosen in groups.items()}
+                for part, groups in parts.items()
+            },
+            "versus_mean_face": compare(found, measured[BASELINE], persons),
         }
         for block, found in measured.items()
     }
 
 
-def sample_rows(measured: dict[str, Measured], crops: CropSet) -> dict[str, list[Any]]:
+def remembered(metrics: dict[str, Any]) -> dict[str, float]:
+    """What the run keeps of the metrics: no ends of intervals per part, which are thousands."""
+    numbers = finite(metrics)
+    return {
+        name: value for name, value in numbers.items() if name.count(".") < 2 or not name.endswith(("_low", "_high"))
+    }
+
+
+def sample_rows(measured: dict[str, Measured], crops: CropSet, tone_deg: np.ndarray) -> dict[str, list[Any]]:
     """Columns of `samples.parquet`."""
     count = len(measured)
     rows: dict[str, list[Any]] = {
@@ -125,6 +167,7 @@ def sample_rows(measured: dict[str, Measured], crops: CropSet) -> dict[str, list
         "source": list(crops.source) * count,
         "person": crops.person.tolist() * count,
         "yaw_deg": true_yaw_deg(crops).tolist() * count,
+        "tone_deg": tone_deg.tolist() * count,
     }
     for name in MEASURES:
         values = np.concatenate([found.values[name] for found in measured.values()])
@@ -133,14 +176,24 @@ def sample_rows(measured: dict[str, Measured], crops: CropSet) -> dict[str, list
 
 
 def _predictor(
-    block: str, stage: str | None, model: MorphableModel, workspace: Workspace, device: torch.device
+    block: str,
+    stage: str | None,
+    model: MorphableModel,
+    workspace: Workspace,
+    device: torch.device,
+    *,
+    refine_steps: int,
 ) -> Predict:
     if stage is None:
         model.to(device)
+        if block == "optimised":
+            return lambda batch: predict_optimised(model, batch)
         return lambda batch: predict_mean_face(model, batch)
     reconstructor = _load(workspace.folder(stage) / "checkpoint.pt", model).to(device)
     if block == "geometry":
         return lambda batch: _predict_geometry(reconstructor, batch)
+    if block == "refined":
+        return lambda batch: _predict_refined(reconstructor, batch, steps=refine_steps)
     return lambda batch: _predict(reconstructor, batch)
 
 
@@ -167,6 +220,27 @@ def predict_mean_face(model: MorphableModel, batch: Batch) -> tuple[FaceCoeffici
     return _under_fitted_light(model, coefficients, batch)
 
 
+def predict_optimised(model: MorphableModel, batch: Batch) -> tuple[FaceCoefficients, Rendering, Tensor]:
+    """The baseline without any network: shape and pose fitted to the detected landmarks from the mean face, then light.
+
+    The detector's confidences say how far each point may be off, in pixels; the face model's σ are the prior.
+    """
+    count = len(batch.image)
+    sides = sigma_from_confidence(batch.confidence.cpu().double().numpy()).clip(SUREST_SIDES)
+    spread = batch.landmarks.amax(1) - batch.landmarks.amin(1)
+    sigma_px = torch.from_numpy(sides).to(batch.landmarks) * spread.amax(1, keepdim=True).clamp_min(1.0)
+    found = fit_face(model, batch.landmarks, confidence=sigma_px**-2, camera=batch.camera, sigma_px=1.0)
+    coefficients = FaceCoefficients(
+        identity=found.identity,
+        expression=found.expression,
+        albedo=found.identity.new_zeros(count, model.albedo_size),
+        lighting=ambient_light(count, device=found.identity.device),
+        rotation=found.rotation,
+        translation=found.translation,
+    )
+    return _under_fitted_light(model, coefficients, batch)
+
+
 def _predict_geometry(reconstructor: Reconstructor, batch: Batch) -> tuple[FaceCoefficients, Rendering, Tensor]:
     coefficients = reconstructor.from_landmarks(batch.landmarks, batch.confidence)
     return _under_fitted_light(reconstructor.model, coefficients, batch)
@@ -174,7 +248,18 @@ def _predict_geometry(reconstructor: Reconstructor, batch: Batch) -> tuple[FaceC
 
 def _predict(reconstructor: Reconstructor, batch: Batch) -> tuple[FaceCoefficients, Rendering, Tensor]:
     image = batch.image.contiguous(memory_format=torch.channels_last)
-    coefficients = reconstructor(image, batch.landmarks, batch.confidence)
+    return _draw(reconstructor, reconstructor(image, batch.landmarks, batch.confidence), batch)
+
+
+def _predict_refined(
+    reconstructor: Reconstructor, batch: Batch, *, steps: int
+) -> tuple[FaceCoefficients, Rendering, Tensor]:
+    return _draw(reconstructor, refine(reconstructor, batch, photo_steps=steps), batch)
+
+
+def _draw(
+    reconstructor: Reconstructor, coefficients: FaceCoefficients, batch: Batch
+) -> tuple[FaceCoefficients, Rendering, Tensor]:
     found = reconstructor.reconstruct(coefficients, batch.camera, shade=True)
     assert found.rendering is not None
     return coefficients, found.rendering, found.landmarks

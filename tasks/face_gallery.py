@@ -9,7 +9,7 @@ import torch
 from matplotlib import colormaps
 from torch import Tensor
 
-from models.face.alignment import rigid_alignment, transform
+from models.face.alignment import NOW_LANDMARKS, rigid_alignment, transform
 from models.face.morphable import MorphableModel
 from models.face.surface import scan_distance
 from models.rendering.shade import vertex_normals
@@ -161,7 +161,8 @@ def _face_row(
 
 def _vertex_errors(shape: Tensor, target: Tensor, truth: Truth) -> np.ndarray:
     """(V,): distance of every outer vertex of the truth to the predicted surface; NaN elsewhere."""
-    rotation, translation, _ = rigid_alignment(target[:, truth.now_vertices], shape[:, truth.now_vertices])
+    now_vertices = truth.landmark_vertices[list(NOW_LANDMARKS)]
+    rotation, translation, _ = rigid_alignment(target[:, now_vertices], shape[:, now_vertices])
     moved = transform(target, rotation, translation)[0][truth.outer].double().numpy()
     normals = vertex_normals(shape, truth.triangles)[0].double().numpy()
     errors = np.full(len(truth.outer), np.nan)

@@ -116,7 +116,7 @@ def _items(
         face_model, dense = open_face_model(source.face_model, workspace), None
     assert face_model is not None, "only folders of photos do without a face model"
     if isinstance(source, ScansSource):
-        yield from read_scans(source, workspace.resolve(source.path), section, mean=face_model.mean.numpy())
+        yield from read_scans(source, workspace.resolve(source.path), section, face_model=face_model)
     elif isinstance(source, RerenderedSource):
         meshes = _training_meshes(source, section, seed, store)
         for photo in rerender(source, face_model, meshes, seed=seed, dense=dense, outlines=section.outlines):

@@ -14,19 +14,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.face.alignment import NOW_LANDMARKS, rigid_alignment, transform
+from models.face.alignment import rigid_alignment, transform
 from models.face.camera import angles_from_rotation, rotation_distance
 from models.face.morphable import MorphableModel
-from models.face.surface import SurfaceTopology, now_crop, scan_distance
+from models.face.regions import REGIONS, face_regions, region_errors
+from models.face.surface import SurfaceTopology, now_crop, now_distance
 from models.metrics import (
+    MIN_SPREAD,
+    angle_errors,
     depth_flatness,
     depth_moments,
     landmark_error,
     normal_error,
+    nose_protrusion,
+    peak_signal_to_noise,
     similarity,
+    typology_angle,
     vertex_error,
 )
 from models.rendering.shade import vertex_normals
+from models.statistics import bootstrap_interval, paired_difference, percentiles, pooled_median_interval, resamples
 from models.training.data import CropSet, make_batch
 from models.types import Batch, FaceCoefficients, Rendering, to_device
 
@@ -39,11 +46,23 @@ MEASURES = (
     "scan_error_scaled_mm",
     "vertex_error_mm",
     "normal_error_deg",
+    *(f"{name}_error_mm" for name in REGIONS),
+    "nose_ratio",
     "landmark_nme",
     "pose_error_deg",
+    "yaw_error_deg",
+    "pitch_error_deg",
+    "roll_error_deg",
     "similarity",
+    "psnr_db",
 )
 """What is known of a single photo; the scan errors are the median and the mean over its scan's points."""
+
+POOLED = ("scan_error_mm", "scan_error_mean_mm", "scan_error_scaled_mm")
+"""Of those, what is pooled over the points of all photos; the others are means over photos."""
+
+TONES = {"light": (41.0, math.inf), "medium": (10.0, 41.0), "dark": (-math.inf, 10.0)}
+"""Typology angles in degrees from low to below high: light and very light; intermediate and tan; brown and dark."""
 
 Predict = Callable[[Batch], tuple[FaceCoefficients, Rendering, Tensor]]
 """Coefficients, rendering and projected landmarks (B, 68, 2) of a batch."""
@@ -63,8 +82,10 @@ class Truth:
     mean: Tensor
     triangles: Tensor
     topology: SurfaceTopology
-    now_vertices: Tensor
-    """Vertices of the seven points that scans are aligned by."""
+    landmark_vertices: Tensor
+    """(68,)"""
+    regions: dict[str, Tensor]
+    """(V,) by name: nose, mouth, forehead, cheeks."""
     outer: Tensor
     """(V,): skin, lips and brows; what a scanner sees."""
 
@@ -110,7 +131,8 @@ def prepare_truth(model: MorphableModel, crops: CropSet) -> Truth:
         mean=model.mean.cpu(),
         triangles=triangles,
         topology=SurfaceTopology.build(triangles.numpy(), model.vertex_count),
-        now_vertices=landmarks[list(NOW_LANDMARKS)],
+        landmark_vertices=landmarks,
+        regions=face_regions(model),
         outer=outer,
     )
 
@@ -135,25 +157,31 @@ def measure_stage(
         for indices in torch.split(torch.arange(len(crops)), batch_size):
             batch = to_device(make_batch(crops, indices, model=model, source="test", labelled=False), device)
             coefficients, rendering, landmarks = predict(batch)
-            likeness = similarity(batch.image, rendering.image, rendering.mask & batch.mask)
+            seen = rendering.mask & batch.mask
+            values["similarity"][indices] = similarity(batch.image, rendering.image, seen).cpu()
+            values["psnr_db"][indices] = peak_signal_to_noise(batch.image, rendering.image, seen).cpu()
             shape = model.vertices(coefficients.identity).cpu()
             expressive = model.vertices(coefficients.identity, coefficients.expression).cpu()
             coefficients = to_device(coefficients, "cpu")
             found.append(coefficients)
             turned = rotation_distance(coefficients.rotation, crops.rotation[indices]).rad2deg()
-            values["similarity"][indices] = likeness.cpu()
             values["landmark_nme"][indices] = landmark_error(landmarks.cpu(), crops.annotation[indices])
             values["pose_error_deg"][indices] = turned
+            for name, angle in zip(
+                ("yaw", "pitch", "roll"), angle_errors(coefficients.rotation, crops.rotation[indices])
+            ):
+                values[f"{name}_error_deg"][indices] = angle
             meshes = crops.mesh_index[indices]
             labelled = meshes >= 0
             if not bool(labelled.any()):
                 continue
             meshes, places = meshes[labelled], indices[labelled]
             shape = torch.where(truth.neutral[meshes][:, None, None], shape[labelled], expressive[labelled])
-            vertex, normal, moments[places] = _shape_measures(shape, truth, meshes)
-            values["vertex_error_mm"][places], values["normal_error_deg"][places] = vertex, normal
+            measures, moments[places] = _shape_measures(shape, truth, meshes)
+            for name, found_values in measures.items():
+                values[name][places] = found_values
             jobs = _scan_jobs(shape, truth, meshes)
-            for place, (rigid, similar) in zip(places.tolist(), pool.map(lambda job: scan_distance(*job), jobs)):
+            for place, (rigid, similar) in zip(places.tolist(), pool.map(lambda job: now_distance(*job), jobs)):
                 scan[place], scaled[place] = rigid.astype(np.float32), similar.astype(np.float32)
                 values["scan_error_mm"][place] = np.median(rigid)
                 values["scan_error_mean_mm"][place] = rigid.mean()
@@ -167,8 +195,8 @@ def measure_stage(
     )
 
 
-def _shape_measures(shape: Tensor, truth: Truth, meshes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Vertex error, normal error and depth moments after rigid alignment by all outer vertices."""
+def _shape_measures(shape: Tensor, truth: Truth, meshes: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """Errors of shape by name, and depth moments; aligned rigidly by all outer vertices, or by those of a region."""
     target, outer = truth.shape[meshes], truth.outer
     rotation, translation, _ = rigid_alignment(shape[:, outer], target[:, outer])
     aligned = transform(shape, rotation, translation)
@@ -177,22 +205,31 @@ def _shape_measures(shape: Tensor, truth: Truth, meshes: Tensor) -> tuple[Tensor
         mean = truth.mean[outer].expand(len(vertices), -1, 3)
         rotation, translation, _ = rigid_alignment(vertices[:, outer], mean)
         depths.append((transform(vertices[:, outer], rotation, translation) - mean)[..., 2])
-    return (
-        vertex_error(aligned, target, outer),
-        normal_error(vertex_normals(aligned, truth.triangles), truth.normals[meshes], outer),
-        depth_moments(*depths),
-    )
+    points = truth.landmark_vertices
+    measures = {
+        "vertex_error_mm": vertex_error(aligned, target, outer),
+        "normal_error_deg": normal_error(vertex_normals(aligned, truth.triangles), truth.normals[meshes], outer),
+        "nose_ratio": nose_protrusion(shape[:, points]) / nose_protrusion(target[:, points]),
+    }
+    for name, error in region_errors(shape, target, truth.regions).items():
+        measures[f"{name}_error_mm"] = error
+    return measures, depth_moments(*depths)
 
 
 def _scan_jobs(shape: Tensor, truth: Truth, meshes: Tensor) -> list[tuple[Any, ...]]:
-    target = truth.shape[meshes]
-    # The scan moves to the prediction, so that distances are in the scan's millimetres.
-    rotation, translation, _ = rigid_alignment(target[:, truth.now_vertices], shape[:, truth.now_vertices])
-    moved = transform(target, rotation, translation).double().numpy()
+    """Arguments of `now_distance` for every face; the scan moves, so that distances are in its millimetres."""
+    target, points = truth.shape[meshes].double().numpy(), truth.landmark_vertices.numpy()
     normals = vertex_normals(shape, truth.triangles).double().numpy()
     vertices = shape.double().numpy()
     return [
-        (moved[row][truth.scan_points[mesh]], vertices[row], normals[row], truth.topology)
+        (
+            target[row][truth.scan_points[mesh]],
+            target[row][points],
+            vertices[row],
+            normals[row],
+            vertices[row][points],
+            truth.topology,
+        )
         for row, mesh in enumerate(meshes.tolist())
     ]
 
@@ -220,42 +257,107 @@ def yaw_bins(yaw_deg: np.ndarray, edges: Sequence[float]) -> dict[str, np.ndarra
     return bins
 
 
-def summarize(measured: Measured, persons: np.ndarray, chosen: np.ndarray) -> dict[str, Any]:
+@torch.no_grad()
+def person_tone_deg(model: MorphableModel, coefficients: FaceCoefficients, persons: np.ndarray) -> np.ndarray:
+    """(N,): typology angle of each photo's person, the mean over that person's photos of the fitted skin's.
+
+    Light and skin explain each other in a single photo, so that one angle alone says less.
+    """
+    skin = model.part("skin")
+    angles = [
+        typology_angle(model.albedo(part)[:, skin].mean(1).clamp(0.0, 1.0))
+        for part in torch.split(coefficients.albedo, 64)
+    ]
+    angle = torch.cat(angles).cpu().double().numpy()
+    _, places = np.unique(persons, return_inverse=True)
+    return (np.bincount(places, weights=angle) / np.bincount(places))[places]
+
+
+def tone_groups(tone_deg: np.ndarray) -> dict[str, np.ndarray]:
+    """Photos (N,) of each group of skin tones, see `TONES`."""
+    return {name: (tone_deg >= low) & (tone_deg < high) for name, (low, high) in TONES.items()}
+
+
+def summarize(measured: Measured, persons: np.ndarray, chosen: np.ndarray, *, intervals: bool = True) -> dict[str, Any]:
     """Pooled numbers over the chosen photos; None where no photo has the truth that a number needs.
 
-    Scan errors are pooled over the points of all photos, the others are means over photos.
+    Scan errors are pooled over the points of all photos, the others are means over photos. With `intervals` every
+    number has its 95 % bootstrap interval over persons beside it, as `<name>_low` and `<name>_high`.
     """
     places = np.nonzero(chosen)[0]
-    scan = _join([measured.scan[place] for place in places])
-    scaled = _join([measured.scan_scaled[place] for place in places])
-    moments = measured.moments[torch.from_numpy(places)]
-    moments = moments[moments.isfinite().all(1)]
-    slope, correlation = depth_flatness(moments) if len(moments) else (math.nan, math.nan)
+    owners = persons[places]
+    scan = [measured.scan[place] for place in places]
+    scaled = [measured.scan_scaled[place] for place in places]
+    known = measured.moments.isfinite().all(1).numpy() & chosen
+    moments = measured.moments[torch.from_numpy(known)]
     numbers = {
-        "scan_error_mm_median": np.median(scan) if len(scan) else math.nan,
-        "scan_error_mm_mean": scan.mean() if len(scan) else math.nan,
-        "scan_error_scaled_mm_median": np.median(scaled) if len(scaled) else math.nan,
-        "vertex_error_mm": _mean(measured.values["vertex_error_mm"][places]),
-        "normal_error_deg": _mean(measured.values["normal_error_deg"][places]),
-        "depth_slope": slope,
-        "depth_correlation": correlation,
-        "landmark_nme": _mean(measured.values["landmark_nme"][places]),
-        "pose_error_deg": _mean(measured.values["pose_error_deg"][places]),
-        "similarity": _mean(measured.values["similarity"][places]),
+        "scan_error_mm_median": _of(np.median, np.concatenate([np.zeros(0), *scan])),
+        "scan_error_mm_mean": _of(np.mean, np.concatenate([np.zeros(0), *scan])),
+        "scan_error_scaled_mm_median": _of(np.median, np.concatenate([np.zeros(0), *scaled])),
+        **{name: _mean(measured.values[name][places]) for name in MEASURES if name not in POOLED},
+        "region_error_mm": _mean(_region_mean(measured)[places]),
     }
+    numbers["depth_slope"], numbers["depth_correlation"] = (
+        depth_flatness(moments) if len(moments) else (math.nan, math.nan)
+    )
+    if intervals:
+        ends = {
+            "scan_error_mm_median": pooled_median_interval(scan, owners),
+            "scan_error_mm_mean": bootstrap_interval(measured.values["scan_error_mean_mm"][places], owners),
+            "scan_error_scaled_mm_median": pooled_median_interval(scaled, owners),
+            **{name: bootstrap_interval(measured.values[name][places], owners) for name in MEASURES if name in numbers},
+            "region_error_mm": bootstrap_interval(_region_mean(measured)[places], owners),
+        }
+        ends["depth_slope"], ends["depth_correlation"] = _flatness_intervals(moments, persons[known])
+        for name, (low, high) in ends.items():
+            numbers |= {f"{name}_low": low, f"{name}_high": high}
     counts = {
         "photos": len(places),
-        "persons": len(set(persons[places].tolist())),
+        "persons": len(set(owners.tolist())),
         "photos_with_mesh": len(moments),
     }
     rounded = {name: round(float(value), 5) if math.isfinite(value) else None for name, value in numbers.items()}
     return {**rounded, **counts}
 
 
+def compare(measured: Measured, baseline: Measured, persons: np.ndarray) -> dict[str, float | None]:
+    """Differences to a baseline on the same photos, with their intervals over persons: `<name>`, `_low`, `_high`."""
+    found: dict[str, float | None] = {}
+    for name in MEASURES:
+        numbers = paired_difference(measured.values[name], baseline.values[name], persons)
+        for ending, value in zip(("", "_low", "_high"), numbers, strict=True):
+            found[f"{name}{ending}"] = round(value, 5) if math.isfinite(value) else None
+    return found
+
+
+def _flatness_intervals(moments: Tensor, owners: np.ndarray) -> tuple[tuple[float, float], tuple[float, float]]:
+    """Intervals of slope and correlation of depth."""
+    if not len(moments):
+        return (math.nan, math.nan), (math.nan, math.nan)
+    _, places = np.unique(owners, return_inverse=True)
+    count = int(places.max()) + 1
+    # Of each person the sum, and the number of photos, so that a resample is one product.
+    table = np.zeros((count, moments.shape[1] + 1))
+    np.add.at(table, places, np.concatenate([moments.numpy(), np.ones((len(moments), 1))], axis=1))
+    drawn = resamples(count) @ table
+    predicted, target, predicted_square, target_square, product = (drawn[:, :-1] / drawn[:, -1:]).T
+    covariance = product - predicted * target
+    spread, truth_spread = predicted_square - predicted**2, target_square - target**2
+    truth_spread = np.where(truth_spread > MIN_SPREAD, truth_spread, math.nan)
+    spread = np.where(spread > MIN_SPREAD, spread, math.nan)
+    return percentiles(covariance / truth_spread), percentiles(covariance / np.sqrt(spread * truth_spread))
+
+
+def _region_mean(measured: Measured) -> np.ndarray:
+    """(N,): mean over the four regions of each photo."""
+    mean: np.ndarray = np.mean([measured.values[f"{name}_error_mm"] for name in REGIONS], axis=0)
+    return mean
+
+
+def _of(statistic: Callable[[np.ndarray], Any], values: np.ndarray) -> float:
+    return float(statistic(values)) if len(values) else math.nan
+
+
 def _mean(values: np.ndarray) -> float:
     known = values[np.isfinite(values)]
     return float(known.mean(dtype=np.float64)) if len(known) else math.nan
-
-
-def _join(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.float32)

@@ -1,84 +1,100 @@
-"""Reading of label meshes in the topology of the face model."""
+"""Reading of label meshes: those in the topology of the face model as they are, all others registered to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import trimesh
 from numpy.typing import NDArray
 
+from models.face.morphable import MorphableModel
+from models.face.registration import RegistrationError, register_scan
 from tasks.annotations import AnnotationError
+from tasks.mesh_files import read_geometry
+from tasks.scan_landmarks import find_scan_landmarks, read_scan_landmarks
+from tasks.scan_surface import prepare_surface
+from tasks.source_params import ScanUnit
 
-MAX_MESH_BYTES = 512 * 2**20
+Vertices = NDArray[np.float32]
 
 SIZE_RANGE = (0.4, 2.5)
 """Size of a mesh relative to the mean face; beyond it the unit is wrong, not the person."""
 
-Vertices = NDArray[np.float32]
+MILLIMETRES: dict[ScanUnit, float | None] = {"mm": 1.0, "cm": 10.0, "m": 1000.0, "unknown": None}
+
+MAX_FIT_ERROR_MM = 3.0
+MIN_COVERAGE = 0.3
+"""Registrations beyond these are no label: something else than a face was matched, or next to nothing."""
 
 
-def read_mesh(path: Path, *, mean: Vertices) -> Vertices:
-    """Vertices (V, 3) in millimetres of an OBJ, PLY or NPY file, in the order of the file.
+@dataclass(frozen=True)
+class LabelGeometry:
+    """A mesh in the vertices of the face model, and how well it follows its file."""
 
-    Raises: AnnotationError if the file cannot be read, or does not fit the mean face (V, 3).
+    vertices: Vertices
+    """(V, 3) in millimetres."""
+    fit_error_mm: float = 0.0
+    coverage: float = 1.0
+    registered: bool = False
+    """Whether the file has another topology."""
+
+
+def read_mesh(
+    path: Path, *, model: MorphableModel, unit: ScanUnit = "mm", landmarks: Path | None = None
+) -> LabelGeometry:
+    """An OBJ, PLY or NPY file as a mesh of the face model.
+
+    A file with as many vertices as the model is taken as it is. Any other, of kind OBJ or PLY, is registered by its 68
+    landmarks: `landmarks`, or the file of them beside the mesh.
+    Raises: AnnotationError if the file cannot be read, does not fit the model, or cannot be registered to it.
     """
-    reader = READERS.get(path.suffix.lower())
-    if reader is None:
-        raise AnnotationError("mesh_unreadable", f"{path.name}: expected a file of kind {', '.join(READERS)}")
-    if not path.is_file():
-        raise AnnotationError("missing_mesh", f"{path.name}: no such file")
-    if path.stat().st_size > MAX_MESH_BYTES:
-        raise AnnotationError("mesh_unreadable", f"{path.name}: more than {MAX_MESH_BYTES} bytes")
-    try:
-        vertices = reader(path)
-    except AnnotationError:
-        raise
-    except Exception as error:  # noqa: BLE001 - parsers raise errors of many kinds for malformed files
-        raise AnnotationError("mesh_unreadable", f"{path.name}: {type(error).__name__}: {error}"[:200]) from None
-    if vertices.shape != mean.shape:
-        found = " x ".join(str(length) for length in vertices.shape)
-        raise AnnotationError(
-            "mesh_wrong_size", f"{path.name}: vertices {found}, expected {mean.shape[0]} x 3 as in the face model"
-        )
+    vertices, triangles = read_geometry(path)
     if not np.isfinite(vertices).all():
         raise AnnotationError("mesh_not_finite", f"{path.name}: coordinates that are not finite, expected numbers")
-    ratio = _radius(vertices) / _radius(mean)
-    if not SIZE_RANGE[0] < ratio < SIZE_RANGE[1]:
+    factor = MILLIMETRES[unit]
+    if vertices.shape == model.mean.shape:
+        return LabelGeometry(_sized(path, vertices, model.mean.numpy(), factor))
+    if triangles is None:
+        found = " x ".join(str(length) for length in vertices.shape)
         raise AnnotationError(
-            "mesh_wrong_scale", f"{path.name}: {ratio:.3g} times the size of the mean face, expected millimetres"
+            "mesh_wrong_size",
+            f"{path.name}: vertices {found}, expected {model.vertex_count} x 3 as in the face model, or OBJ or PLY",
         )
-    return vertices.astype(np.float32)
+    if not len(triangles):
+        raise AnnotationError("mesh_without_triangles", f"{path.name}: points only, expected a surface")
+    if landmarks is None:
+        landmarks = find_scan_landmarks(path)
+    points = read_scan_landmarks(landmarks)
+    try:
+        surface = prepare_surface(vertices, triangles, points)
+        scale = 1.0 if factor is None else factor
+        registration = register_scan(
+            model, scale * surface.vertices, surface.triangles, scale * points, free_scale=factor is None
+        )
+    except RegistrationError as error:
+        raise AnnotationError(error.reason, f"{path.name}: {error.detail}") from None
+    if registration.residual_mm > MAX_FIT_ERROR_MM or registration.coverage < MIN_COVERAGE:
+        found = f"{registration.residual_mm:.2f} mm from the scan over {registration.coverage:.0%} of the face"
+        wanted = f"at most {MAX_FIT_ERROR_MM:g} mm and {MIN_COVERAGE:.0%} or more; are the landmarks right?"
+        raise AnnotationError("registration_poor", f"{path.name}: {found}, expected {wanted}")
+    return LabelGeometry(
+        registration.vertices.astype(np.float32), registration.residual_mm, registration.coverage, registered=True
+    )
+
+
+def _sized(path: Path, vertices: NDArray[np.float64], mean: Vertices, factor: float | None) -> Vertices:
+    ratio = _radius(vertices) / _radius(mean)
+    if factor is None:
+        # Every vertex has its counterpart, but a size is not to be had from it: the face becomes of mean size.
+        if not ratio > 0.0:
+            raise AnnotationError("mesh_wrong_scale", f"{path.name}: all vertices lie in one place")
+        factor = 1.0 / ratio
+    if not SIZE_RANGE[0] < factor * ratio < SIZE_RANGE[1]:
+        found = f"{factor * ratio:.3g} times the size of the mean face"
+        raise AnnotationError("mesh_wrong_scale", f"{path.name}: {found}, expected millimetres; set the unit")
+    return np.asarray(factor * vertices, np.float32)
 
 
 def _radius(vertices: NDArray[np.floating]) -> float:
     return float(np.sqrt(((vertices - vertices.mean(0)) ** 2).sum(1).mean()))
-
-
-def _read_obj(path: Path) -> NDArray[np.float64]:
-    # Only the vertex lines count. A general reader would split vertices along seams and open the materials' files.
-    with path.open("rb") as file:
-        rows = [line.split()[1:4] for line in file if line[:2] in (b"v ", b"v\t")]
-    if any(len(row) != 3 for row in rows):
-        raise AnnotationError("mesh_unreadable", f"{path.name}: a vertex without three coordinates")
-    return np.array(rows, np.float64).reshape(-1, 3)
-
-
-def _read_ply(path: Path) -> NDArray[np.float64]:
-    with path.open("rb") as file:
-        mesh = trimesh.load(file, file_type="ply", process=False, maintain_order=True)
-    return np.asarray(mesh.vertices, np.float64)
-
-
-def _read_npy(path: Path) -> NDArray[np.float64]:
-    # Mapped, so that a header that promises more than the file holds fails before memory is asked for.
-    values = np.load(path, mmap_mode="r", allow_pickle=False)
-    if not isinstance(values, np.ndarray) or not np.issubdtype(values.dtype, np.number):
-        raise AnnotationError("mesh_unreadable", f"{path.name}: not an array of numbers")
-    if values.ndim == 1 and values.size % 3 == 0:
-        values = values.reshape(-1, 3)
-    return np.array(values, np.float64)
-
-
-READERS: dict[str, Callable[[Path], NDArray[np.float64]]] = {".obj": _read_obj, ".ply": _read_ply, ".npy": _read_npy}

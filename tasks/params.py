@@ -41,6 +41,8 @@ class ProjectParams(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     rasterizer: Literal["auto", "numba", "torch", "pytorch3d"] = "auto"
     """What draws the photo losses; `auto`: numba on the processor, torch on CUDA. All find the same triangles."""
+    max_crops_in_memory: Count = 20_000
+    """Splits of more crops are read from a file that is mapped into memory, as they are drawn."""
 
 
 class TrainDetectorParams(Section):
@@ -115,9 +117,19 @@ class ValidateLabelsParams(Section):
 class EncoderParams(Section):
     """Shape of the image branch that stands beside the geometry branch."""
 
-    backbone: Literal["resnet-slim"] = "resnet-slim"
+    backbone: Literal["resnet-slim", "resnet-18", "resnet-50", "mobilenet", "convnext"] = "resnet-slim"
+    """Ours, or one of those that the library transformers builds."""
+    pretrained: bool = False
+    """Start from public weights of the backbone, which are fetched; not for `resnet-slim`, which has none."""
     width: PositiveCount = 24
+    """Channels of the first layer of `resnet-slim`."""
     features: PositiveCount = 256
+
+    @model_validator(mode="after")
+    def _has_public_weights(self) -> EncoderParams:
+        if self.pretrained and self.backbone == "resnet-slim":
+            raise ValueError("pretrained is set, but resnet-slim has no public weights; choose another backbone")
+        return self
 
 
 class TrainingSource(Section):
@@ -136,8 +148,16 @@ class TrainingParams(Section):
     batch_size: PositiveCount = 32
     learning_rate: Positive = 1e-3
     warmup_steps: Count = 50
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """How the rate falls: to a fiftieth along a cosine, to a tenth at `decay_at`, or not."""
+    decay_at: Share = 0.5
+    """Share of the steps after which the schedule `step` lowers the rate."""
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-4
     clip_norm: Positive = 1.0
+    ema_decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Of the moving average of the weights, which is then what is validated and kept; 0 does without."""
+    accumulate: PositiveCount = 1
+    """Portions that a batch is computed in, to save memory; gradients add up to those of the whole."""
     geometry_rate: Annotated[float, Field(ge=0.0, le=1.0)] = 0.1
     """Learning rate of the pretrained geometry branch relative to that of the rest; 0 freezes it."""
     freeze_batch_norm: bool = False
@@ -181,6 +201,10 @@ class EvaluateParams(Section):
     batch_size: PositiveCount = 64
     yaw_bins_deg: tuple[float, ...] = (0.0, 30.0, 60.0, 90.0)
     pictures: PositiveCount = 6
+    refine_steps: Count = 60
+    """Steps of per-photo optimisation after the network, measured in a block of their own; 0 leaves it out."""
+    ablation: Path | None = None
+    """Folder of an ablation (`mien experiment ablation`) that the report shows, too."""
 
 
 class RegisterParams(Section):

@@ -5,10 +5,8 @@ from __future__ import annotations
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,21 +16,19 @@ from PIL import Image
 
 from models.export import camera_document, overlay, write_mesh
 from models.face.camera import crop_camera
-from models.face.crop import apply_affine, crop_affine, photo_camera, warp_crop
-from models.face.formats import build_face_model
-from models.face.morphable import MorphableModel
-from models.landmarks.detector import Detection, LandmarkDetector, ProvidedDetector, build_detector
-from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
-from models.types import Reconstruction
+from models.face.crop import apply_affine, crop_affine, inside_photo, photo_camera, warp_crop
+from models.landmarks.detector import Detection, LandmarkDetector, ProvidedDetector
+from models.reconstruction.photo_fit import ANCHOR, LANDMARK_STEPS, PHOTO_STEPS, refine_coefficients
+from models.types import Batch, FaceCoefficients, Reconstruction, map_tensors
 from tasks.annotations import AnnotationError, Annotations, read_landmark_table
-from tasks.artifacts import Workspace, load_checkpoint, read_json, write_json
-from tasks.detect import open_detector
-from tasks.face_model import load_face_model, png_stamp
+from tasks.artifacts import Workspace, write_json
+from tasks.face_model import png_stamp
+from tasks.face_reader import FaceReader, open_champion, open_checkpoint
 from tasks.images import ImageError, Pixels, decode, read_file, reduce
-from tasks.params import Params, load_params
-from tasks.promotion import CHAMPION
-from tasks.register import PACKAGE_FILES, find_version
-from tasks.tracking import tracking_client, tracking_uri
+from tasks.params import load_params
+
+REFINED_TOGETHER = 4
+"""Photos of different persons that are refined as one batch: more hardly save time, and all are held in memory."""
 
 PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp")
 """What is taken from a folder; a photo that is named by itself may be called as it likes."""
@@ -51,35 +47,31 @@ class PhotoError(ValueError):
 
 
 @dataclass(frozen=True)
-class FaceReader:
-    """A trained model with its detector, ready for photos."""
+class Refinement:
+    """How photos are to be refined after the network has seen them."""
 
-    reconstructor: Reconstructor
-    origin: dict[str, Any]
-    """Where the weights come from, for the record."""
-    max_image_bytes: int
-    max_image_pixels: int
-    max_side_px: int
-    """Detection looks at photos reduced to this, as training did; the crop is cut from the full photo."""
-    find_detector: Callable[[], LandmarkDetector]
-
-    @cached_property
-    def detector(self) -> LandmarkDetector:
-        """Opened when the first photo without given landmarks comes."""
-        return self.find_detector()
+    photo_steps: int = PHOTO_STEPS
+    landmark_steps: int = LANDMARK_STEPS
+    same_person: bool = False
+    """Whether all photos show one person, whose identity and albedo they then share."""
 
 
 @dataclass(frozen=True)
 class PhotoFace:
     """The face of one photo."""
 
+    path: Path
     photo: Pixels
     detection: Detection
     affine: torch.Tensor
     """(3, 3) crop pixels to photo pixels."""
     intrinsics: torch.Tensor
     """(3, 3) camera space to photo pixels."""
+    batch: Batch
+    """The crop with its landmarks, a batch of one."""
     reconstruction: Reconstruction
+    refinement: dict[str, Any] | None = None
+    """How the network's coefficients were refined, for the record; None if they were not."""
 
 
 def reconstruct_photos(
@@ -89,6 +81,7 @@ def reconstruct_photos(
     workspace: Workspace,
     checkpoint: Path | None = None,
     landmarks: Path | None = None,
+    refinement: Refinement | None = None,
 ) -> list[Path]:
     """Write `<photo>.obj`, `<photo>_overlay.png` and `<photo>.json` for every photo, and return their paths.
 
@@ -106,17 +99,23 @@ def reconstruct_photos(
     written: list[Path] = []
     taken: dict[str, Path] = {}
     failed = 0
-    for photo in found:
-        try:
-            first = taken.setdefault(photo.stem, photo)
-            if first is not photo:
-                raise PhotoError(f"its results would replace those of {first}; rename it or use another --out")
-            face = read_face(reader, photo, _given_points(given, photo))
-            written += write_face(face, photo, out, reader)
-        except (PhotoError, AnnotationError, ImageError) as error:
-            failed += 1
-            remedy = f"; {UNREADABLE_REMEDY}" if isinstance(error, ImageError) else ""
-            sys.stderr.write(f"{photo}: {error}{remedy}\n")
+    together = 1 if refinement is None else len(found) if refinement.same_person else REFINED_TOGETHER
+    for start in range(0, len(found), together):
+        faces: list[PhotoFace] = []
+        for photo in found[start : start + together]:
+            try:
+                first = taken.setdefault(photo.stem, photo)
+                if first is not photo:
+                    raise PhotoError(f"its results would replace those of {first}; rename it or use another --out")
+                faces.append(read_face(reader, photo, _given_points(given, photo)))
+            except (PhotoError, AnnotationError, ImageError) as error:
+                failed += 1
+                remedy = f"; {UNREADABLE_REMEDY}" if isinstance(error, ImageError) else ""
+                sys.stderr.write(f"{photo}: {error}{remedy}\n")
+        if refinement is not None and faces:
+            faces = refine_faces(reader, faces, refinement)
+        for face in faces:
+            written += write_face(face, out, reader)
     if failed:
         others = f"; the others are in {out}" if failed < len(found) else ""
         photos_failed = f"{failed} of {len(found)} photos" if len(found) > 1 else "the photo"
@@ -124,72 +123,7 @@ def reconstruct_photos(
     return written
 
 
-def open_champion(params: Params, workspace: Workspace) -> FaceReader:
-    """The model that the registry holds as champion, with the face model and detector that belong to it.
-
-    Raises: FileNotFoundError if there is none.
-    """
-    name, uri = params.register.model_name, tracking_uri(params, workspace)
-    local = params.register.tracking_uri is None
-    version = None
-    # Asking would create an empty registry in a workspace that has none.
-    if not local or (workspace.root / "mlruns" / "mlflow.db").exists():
-        client = tracking_client(params, workspace)
-        version = find_version(client, name, CHAMPION)
-    if version is None:
-        raise FileNotFoundError(f"no champion of {name} in {uri}; run `make run` first or give --checkpoint")
-    from mlflow.artifacts import download_artifacts
-
-    location = client.get_model_version_download_uri(name, version.version)
-    folder = Path(download_artifacts(artifact_uri=f"{location}/artifacts", tracking_uri=uri))
-    settings = read_json(folder / PACKAGE_FILES["settings"])
-    model = build_face_model("npz", path=folder / PACKAGE_FILES["face_model"], identity_modes=sys.maxsize)
-    reconstructor = _load(folder / PACKAGE_FILES["reconstructor_checkpoint"], model)
-
-    def find_detector() -> LandmarkDetector:
-        kind = settings["landmarks"]
-        if kind != "hierarchical":
-            return build_detector(kind)
-        path = folder / PACKAGE_FILES["detector_checkpoint"]
-        content = load_checkpoint(path)
-        with _fitting_weights(path):
-            score = settings["detector"]["min_face_score"]
-            return build_detector(kind, content=content, exported=folder, min_face_score=score)
-
-    return FaceReader(
-        reconstructor=reconstructor,
-        origin={"name": name, "version": int(version.version), "alias": CHAMPION},
-        max_image_bytes=settings["max_image_bytes"],
-        max_image_pixels=settings["max_image_pixels"],
-        max_side_px=settings["max_side_px"],
-        find_detector=find_detector,
-    )
-
-
-def open_checkpoint(path: Path, params: Params, workspace: Workspace) -> FaceReader:
-    """The model of a checkpoint file, or of the folder that holds one; face model and detector as the params say.
-
-    Raises: ValueError or FileNotFoundError with a one-line remedy.
-    """
-    path = path / "checkpoint.pt" if path.is_dir() else path
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; name one such as artifacts/refusion/checkpoint.pt")
-
-    def find_detector() -> LandmarkDetector:
-        with _fitting_weights(workspace.folder("train_detector") / "checkpoint.pt"):
-            return open_detector(params, workspace)
-
-    return FaceReader(
-        reconstructor=_load(path, load_face_model(params, workspace)),
-        origin={"checkpoint": str(path)},
-        max_image_bytes=params.ingest.max_image_bytes,
-        max_image_pixels=params.ingest.max_image_pixels,
-        max_side_px=params.ingest.max_side_px,
-        find_detector=find_detector,
-    )
-
-
-@torch.inference_mode()
+@torch.no_grad()
 def read_face(reader: FaceReader, path: Path, points: np.ndarray | None = None) -> PhotoFace:
     """Reconstruct the face of one photo; its 68 points are detected where they are not given.
 
@@ -199,30 +133,95 @@ def read_face(reader: FaceReader, path: Path, points: np.ndarray | None = None) 
     photo = decode(content, max_bytes=reader.max_image_bytes, max_pixels=reader.max_image_pixels)
     detection = _detect(reader, photo, points)
     settings = reader.reconstructor.settings
-    size = settings.crop_size_px
-    found = torch.from_numpy(detection.landmarks.astype(np.float32))[None]
     try:
-        affine = crop_affine(found, size_px=size, scale=settings.crop_scale)
+        batch, affine = crop_photo(
+            photo, detection, size_px=settings.crop_size_px, scale=settings.crop_scale, name=path.name
+        )
     except ValueError as error:
         raise PhotoError(str(error)) from None
-    crop = torch.from_numpy(warp_crop(photo, affine[0].double().numpy(), size))
-    confidence = torch.from_numpy(detection.confidence.astype(np.float32))[None]
-    coefficients = reader.reconstructor(
-        crop.permute(2, 0, 1)[None].float() / 255.0, apply_affine(torch.linalg.inv(affine), found), confidence
-    )
-    camera = crop_camera(1, size)
+    coefficients = reader.reconstructor(batch.image, batch.landmarks, batch.confidence)
     return PhotoFace(
+        path=path,
         photo=photo,
         detection=detection,
         affine=affine[0],
-        intrinsics=photo_camera(camera, affine)[0],
-        reconstruction=reader.reconstructor.reconstruct(coefficients, camera),
+        intrinsics=photo_camera(batch.camera, affine)[0],
+        batch=batch,
+        reconstruction=reader.reconstructor.reconstruct(coefficients, batch.camera),
     )
 
 
-@torch.inference_mode()
-def write_face(face: PhotoFace, path: Path, out: Path, reader: FaceReader) -> list[Path]:
+def crop_photo(
+    photo: Pixels, detection: Detection, *, size_px: int, scale: float, name: str
+) -> tuple[Batch, torch.Tensor]:
+    """The crop around a detected face as a batch of one, and its affine (1, 3, 3), crop pixels to photo pixels.
+
+    Raises: ValueError if all landmarks coincide.
+    """
+    found = torch.from_numpy(detection.landmarks.astype(np.float32))[None]
+    affine = crop_affine(found, size_px=size_px, scale=scale)
+    crop = torch.from_numpy(warp_crop(photo, affine[0].double().numpy(), size_px))
+    photo_size = torch.tensor([[float(photo.shape[1]), float(photo.shape[0])]])
+    batch = Batch(
+        source="photo",
+        sample_ids=(name,),
+        camera=crop_camera(1, size_px),
+        image=crop.permute(2, 0, 1)[None].float() / 255.0,
+        mask=inside_photo(affine, photo_size=photo_size, size_px=size_px),
+        landmarks=apply_affine(torch.linalg.inv(affine), found),
+        confidence=torch.from_numpy(detection.confidence.astype(np.float32))[None],
+        person=torch.zeros(1, dtype=torch.int64),
+    )
+    return batch, affine
+
+
+def refine_faces(reader: FaceReader, faces: Sequence[PhotoFace], refinement: Refinement) -> list[PhotoFace]:
+    """The same faces after per-photo optimisation from the network's coefficients."""
+    count = len(faces)
+    joined: dict[str, Any] = {
+        name: torch.cat([getattr(face.batch, name) for face in faces])
+        for name in ("image", "mask", "landmarks", "confidence")
+    }
+    batch = replace(
+        faces[0].batch,
+        sample_ids=tuple(face.path.name for face in faces),
+        camera=crop_camera(count, reader.reconstructor.settings.crop_size_px),
+        person=torch.zeros(count, dtype=torch.int64) if refinement.same_person else torch.arange(count),
+        **joined,
+    )
+    start = FaceCoefficients(
+        **{
+            field.name: torch.cat([getattr(face.reconstruction.coefficients, field.name) for face in faces])
+            for field in fields(FaceCoefficients)
+        }
+    )
+    refined = refine_coefficients(
+        reader.reconstructor.model,
+        batch,
+        start,
+        anchor=ANCHOR,
+        person=batch.person,
+        landmark_steps=refinement.landmark_steps,
+        photo_steps=refinement.photo_steps,
+    )
+    done = []
+    for place, face in enumerate(faces):
+        own = map_tensors(refined, lambda values, place=place: values[place : place + 1])
+        record = {
+            "landmark_steps": refinement.landmark_steps,
+            "photo_steps": refinement.photo_steps,
+            "same_person_as": [other.path.name for other in faces if refinement.same_person and other is not face],
+        }
+        with torch.no_grad():
+            reconstruction = reader.reconstructor.reconstruct(own, face.batch.camera)
+        done.append(replace(face, reconstruction=reconstruction, refinement=record))
+    return done
+
+
+@torch.no_grad()
+def write_face(face: PhotoFace, out: Path, reader: FaceReader) -> list[Path]:
     """Write mesh, overlay and document of a face, all of them or none; returns their paths."""
+    path, how = face.path, "not refined" if face.refinement is None else "refined"
     model, coefficients = reader.reconstructor.model, face.reconstruction.coefficients
     vertices = model.vertices(coefficients.identity, coefficients.expression)[0].numpy()
     albedo = model.albedo(coefficients.albedo)[0]
@@ -235,7 +234,7 @@ def write_face(face: PhotoFace, path: Path, out: Path, reader: FaceReader) -> li
             vertices,
             model.triangles.numpy(),
             colours=albedo.numpy(),
-            comment=f"face of {path.name}; {MESH_AXES}",
+            comment=f"face of {path.name}, {how}; {MESH_AXES}",
             stamp=model.stamp(),
         )
         drawn = overlay(
@@ -246,8 +245,10 @@ def write_face(face: PhotoFace, path: Path, out: Path, reader: FaceReader) -> li
             lighting=coefficients.lighting[0],
             intrinsics=face.intrinsics,
         )
-        Image.fromarray(drawn).save(scratch / names[1], pnginfo=png_stamp(model))
-        write_json(scratch / names[2], document(face, path, reader, mesh=names[0]))
+        stamp = png_stamp(model)
+        stamp.add_text("face", how)
+        Image.fromarray(drawn).save(scratch / names[1], pnginfo=stamp)
+        write_json(scratch / names[2], document(face, reader, mesh=names[0]))
         for name in names:
             (scratch / name).replace(out / name)
     finally:
@@ -255,13 +256,14 @@ def write_face(face: PhotoFace, path: Path, out: Path, reader: FaceReader) -> li
     return [out / name for name in names]
 
 
-def document(face: PhotoFace, path: Path, reader: FaceReader, *, mesh: str) -> dict[str, Any]:
+def document(face: PhotoFace, reader: FaceReader, *, mesh: str) -> dict[str, Any]:
     """Coefficients, camera, landmarks and origin of a face as plain data."""
     model, found = reader.reconstructor.model, face.reconstruction.coefficients
     projected = apply_affine(face.affine[None], face.reconstruction.landmarks)[0]
     return {
-        "photo": path.name,
+        "photo": face.path.name,
         "model": reader.origin,
+        "refinement": face.refinement,
         "face_model": model.stamp(),
         "mesh": {"file": mesh, "axes": MESH_AXES, "vertices": model.vertex_count, "triangles": len(model.triangles)},
         "coefficients": {
@@ -286,41 +288,28 @@ def document(face: PhotoFace, path: Path, reader: FaceReader, *, mesh: str) -> d
     }
 
 
-def _load(path: Path, model: MorphableModel) -> Reconstructor:
-    content = load_checkpoint(path)
-    with _fitting_weights(path):
-        return load_reconstructor(content, model)
-
-
-@contextmanager
-def _fitting_weights(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, KeyError, TypeError):  # what torch and dataclasses say of weights and settings that differ
-        raise ValueError(
-            f"{path}: made by another version of Mien; train again, or check out the code of its run"
-        ) from None
-
-
 def _detect(reader: FaceReader, photo: Pixels, points: np.ndarray | None) -> Detection:
     if points is not None:
         (detection,) = ProvidedDetector().detect([photo], annotations=[points])
     elif isinstance(reader.detector, ProvidedDetector):
         raise PhotoError("the model has no detector of its own; give the photo's 68 points with --landmarks")
     else:
-        reduced = reduce(photo, max_side_px=reader.max_side_px)
-        (detection,) = reader.detector.detect([reduced])
-        if detection is not None and reduced is not photo:
-            scale = np.array([photo.shape[1] / reduced.shape[1], photo.shape[0] / reduced.shape[0]], np.float32)
-            detection = Detection(
-                detection.landmarks * scale,
-                detection.confidence,
-                detection.box * np.tile(scale, 2),
-                detection.face_score,
-            )
+        detection = detect_reduced(reader.detector, photo, max_side_px=reader.max_side_px)
     if detection is None:
         raise PhotoError("no face was found; cut the photo closer to the face or give its points with --landmarks")
     return detection
+
+
+def detect_reduced(detector: LandmarkDetector, photo: Pixels, *, max_side_px: int) -> Detection | None:
+    """What a detector finds in a photo that is reduced as in training, in pixels of the photo itself."""
+    reduced = reduce(photo, max_side_px=max_side_px)
+    (detection,) = detector.detect([reduced])
+    if detection is None or reduced is photo:
+        return detection
+    scale = np.array([photo.shape[1] / reduced.shape[1], photo.shape[0] / reduced.shape[0]], np.float32)
+    return Detection(
+        detection.landmarks * scale, detection.confidence, detection.box * np.tile(scale, 2), detection.face_score
+    )
 
 
 def photo_paths(photos: Sequence[Path]) -> Iterator[Path]:

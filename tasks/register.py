@@ -28,7 +28,7 @@ from models.face.camera import CAMERA_DISTANCE_MM, FOCAL_PER_SIZE, crop_camera, 
 from models.face.formats import save_face_model
 from models.face.lighting import ambient_light
 from models.face.morphable import MorphableModel
-from models.landmarks.cascade import MIN_BOX_SCORE, REFINEMENTS, UNBOXED_REFINEMENTS
+from models.landmarks.cascade import LIKELY_BOX_SCORE, MIN_BOX_SCORE, REFINEMENTS, UNBOXED_REFINEMENTS
 from models.landmarks.detector import CONFIDENCE_SIGMA, PROVIDED_SIGMA, confidence_from_sigma
 from models.landmarks.framing import FLIP_PERMUTATION, FRAME_SCALE
 from models.landmarks.portable import (
@@ -181,6 +181,7 @@ def _settings(params: Params, reconstructor: Reconstructor, detector: dict[str, 
 
 
 def _detector_settings(content: dict[str, Any], params: Params) -> dict[str, Any]:
+    scores = {"min_score": MIN_BOX_SCORE, "likely_score": LIKELY_BOX_SCORE}
     return {
         "input_size_px": int(content["input_size_px"]),
         "mean_shape": content["mean_shape"].tolist(),
@@ -191,7 +192,7 @@ def _detector_settings(content: dict[str, Any], params: Params) -> dict[str, Any
         "unboxed_refinements": UNBOXED_REFINEMENTS,
         "confidence_sigma": CONFIDENCE_SIGMA,
         "min_face_score": params.detect_landmarks.min_face_score,
-        "finder": {**finder_settings(), "min_score": MIN_BOX_SCORE} if "finder" in content else None,
+        "finder": finder_settings() | scores if "finder" in content else None,
     }
 
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,52 +18,40 @@ from tasks.artifacts import Workspace, read_json, replace_file
 from tasks.face_gallery import ERROR_LIMIT_MM, draw_gallery, draw_overviews
 from tasks.measure import Measured, Truth
 from tasks.params import Params
-
-TITLES = {
-    "mean_face": "mean face",
-    "geometry": "landmarks alone",
-    "self_supervised": "stage 1: self-supervised",
-    "supervised": "stage 2: supervised",
-    "fused": "stage 3: fused",
-    "refusion": "re-fused",
-}
-FINAL = "refusion"
-"""The block whose numbers and faces stand in front."""
-
-BASELINE = "mean_face"
-
-COLUMNS: tuple[tuple[str, str, str, float, int, int], ...] = (
-    # key of metrics.json, heading, unit, factor, decimals, 1 where more is better and -1 where less is
-    ("scan_error_mm_median", "scan error, median", "mm", 1, 2, -1),
-    ("scan_error_mm_mean", "scan error, mean", "mm", 1, 2, -1),
-    ("scan_error_scaled_mm_median", "scan error, median, scale free", "mm", 1, 2, -1),
-    ("vertex_error_mm", "vertex error", "mm", 1, 2, -1),
-    ("normal_error_deg", "normal error", "°", 1, 2, -1),
-    ("depth_slope", "depth slope", "", 1, 2, 1),
-    ("depth_correlation", "depth correlation", "", 1, 2, 1),
-    ("landmark_nme", "landmark NME", "%", 100, 2, -1),
-    ("pose_error_deg", "pose error", "°", 1, 2, -1),
-    ("similarity", "similarity", "", 1, 3, 1),
+from tasks.report_tables import (
+    COLUMNS,
+    CURVES,
+    FINAL,
+    POSE_COLUMNS,
+    REGION_COLUMNS,
+    TITLES,
+    headlines,
+    lesson_table,
+    number,
+    source_table,
+    stage_table,
+    tone_table,
+    verdict,
+    yaw_table,
+    yaw_title,
 )
-HEADLINES = ("scan_error_mm_median", "vertex_error_mm", "landmark_nme", "pose_error_deg", "similarity", "depth_slope")
-YAW_COLUMNS = ("scan_error_mm_median", "vertex_error_mm", "landmark_nme", "pose_error_deg", "similarity")
+from tasks.tracking import tracking_uri
 
 LANDMARK_COLUMNS = ("nme68", "nme51", "nme68_box", "fr8", "fr10", "auc10")
 """Keys of landmarks.json in the table of the report."""
 
-YAW_CHARTS = {
+PART_CHARTS = {
     "scan_error_mm_median": ("scan error, median (mm)", 1.0),
+    "vertex_error_mm": ("vertex error (mm)", 1.0),
     "landmark_nme": ("landmark NME (%)", 100.0),
     "pose_error_deg": ("pose error (°)", 1.0),
 }
 
-CURVES = {
-    "train_detector": "Landmark detector",
-    "train_geometry": "Geometry branch, from simulated landmarks",
-    "train_self_supervised": "Stage 1: self-supervised",
-    "train_supervised": "Stage 2: supervised",
-    "train_fused": "Stage 3: fused",
-    "refusion": "Re-fusion",
+GAIN_CHARTS = {
+    "vertex_error_mm": ("vertex error (mm)", 1.0),
+    "scan_error_mm": ("scan error, median of a photo (mm)", 1.0),
+    "landmark_nme": ("landmark NME (%)", 100.0),
+    "similarity": ("similarity", 1.0),
 }
 
 
@@ -78,6 +65,8 @@ def write_report(
     truth: Truth,
     metrics: Mapping[str, Any],
     measured: Mapping[str, Measured],
+    ablation: Mapping[str, Any],
+    run_id: str,
 ) -> None:
     """Write report.html and pictures/*.png into the folder of the evaluation."""
     faces, images = draw_gallery(params, workspace, model, crops, truth, measured[FINAL])
@@ -85,7 +74,9 @@ def write_report(
     scans = {block: np.concatenate([np.zeros(0), *found.scan]) for block, found in measured.items()}
     drawn = {
         "error_distribution": charts.error_distribution(scans, TITLES),
-        "by_yaw": charts.by_yaw(metrics, YAW_CHARTS, TITLES),
+        "gains": charts.gains(metrics, GAIN_CHARTS, TITLES),
+        "by_yaw": charts.by_part(metrics, "by_yaw", PART_CHARTS, TITLES, yaw_title),
+        "by_tone": charts.by_part(metrics, "by_tone", PART_CHARTS, TITLES, str),
     }
     drawn |= {f"curve_{stage}": charts.training_curves(workspace.folder(stage) / "curve.csv") for stage in CURVES}
     for name in ("landmarks_worst", "landmarks_accuracy"):
@@ -93,6 +84,7 @@ def write_report(
         drawn[name] = shown.read_bytes() if shown.exists() else None
     balance = workspace.folder("train_detector") / "balance.png"
     drawn["pose_balance"] = balance.read_bytes() if balance.exists() else None
+    drawn["ablation"] = ablation.get("picture")
     images |= {name: content for name, content in drawn.items() if content is not None}
     content = render_report(
         {
@@ -100,9 +92,16 @@ def write_report(
             "licence": model.licence,
             "face_model_hash": model.content_hash(),
             "source_sha256": model.source_sha256,
+            "run": {"id": run_id, "uri": tracking_uri(params, workspace)},
+            "verdict": verdict(metrics),
             "headlines": headlines(metrics),
             "stages": stage_table(metrics),
+            "regions": stage_table(metrics, REGION_COLUMNS),
+            "angles": stage_table(metrics, POSE_COLUMNS),
             "yaw": yaw_table(metrics),
+            "tones": tone_table(metrics),
+            "ablation": ablation,
+            "lessons": lesson_table(params),
             "sources": source_table(metrics),
             "data": data_table(workspace),
             "landmarks": landmark_table(folder / "landmarks.json"),
@@ -139,66 +138,41 @@ def render_report(context: Mapping[str, Any]) -> str:
     return environment.get_template("report.html").render(context)
 
 
-def headlines(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The final model's main numbers beside the mean face's, with the improvement in per cent."""
+def read_ablation(workspace: Workspace, folder: Path | None) -> dict[str, Any]:
+    """Table, sentence and picture of the ablation in a folder; empty where none is named.
+
+    Raises: ValueError naming the folder if it holds no finished ablation.
+    """
+    if folder is None:
+        return {}
+    path = workspace.resolve(folder) / "ablation.json"
+    found, picture = _optional(path), path.with_suffix(".png")
+    if not found.get("rows"):
+        raise ValueError(f"evaluate.ablation: {path} holds no ablation; run `mien experiment ablation --out {folder}`")
     rows = []
-    for key, title, unit, factor, decimals, better in COLUMNS:
-        if key not in HEADLINES:
-            continue
-        final, baseline = metrics[FINAL][key], metrics[BASELINE][key]
-        gain = None
-        if final is not None and baseline:
-            gain = round(100 * better * (final - baseline) / abs(baseline))
-        rows.append(
-            {
-                "title": title,
-                "value": number(final, factor, decimals),
-                "unit": unit if final is not None else "",
-                "baseline": number(baseline, factor, decimals),
-                "gain": gain,
-            }
-        )
-    return rows
-
-
-def stage_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Headings and one row per block; the best of a column is marked."""
-    headings = [{"title": title, "unit": unit} for _, title, unit, *_ in COLUMNS]
-    best = {}
-    for key, _, _, factor, decimals, better in COLUMNS:
-        known = [block[key] for block in metrics.values() if block[key] is not None]
-        # As printed: what looks equal is equal.
-        best[key] = number((max if better > 0 else min)(known), factor, decimals) if known else None
-    rows = []
-    for block, values in metrics.items():
-        texts = {key: number(values[key], factor, decimals) for key, _, _, factor, decimals, _ in COLUMNS}
-        cells = [{"text": text, "best": text == best[key]} for key, text in texts.items()]
-        rows.append({"title": TITLES.get(block, block), "final": block == FINAL, "cells": cells})
-    return {"headings": headings, "rows": rows}
-
-
-def yaw_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Per bin of |yaw|: the final model's numbers, the mean face's in small print."""
-    return _part_table(metrics, "by_yaw", lambda name: f"{name.replace('-', '–')}°")
-
-
-def source_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Per source the same; no rows where all photos come from one."""
-    table = _part_table(metrics, "by_source", str)
-    return table if len(table["rows"]) > 1 else {**table, "rows": []}
-
-
-def _part_table(metrics: Mapping[str, Any], part: str, title: Callable[[str], str]) -> dict[str, Any]:
-    columns = [column for column in COLUMNS if column[0] in YAW_COLUMNS]
-    rows = []
-    for name, values in metrics[FINAL][part].items():
-        base = metrics[BASELINE][part][name]
-        cells = [
-            {"text": number(values[key], factor, decimals), "base": number(base[key], factor, decimals)}
-            for key, _, _, factor, decimals, _ in columns
-        ]
-        rows.append({"title": title(name), "photos": values["photos"], "cells": cells})
-    return {"headings": [{"title": title, "unit": unit} for _, title, unit, *_ in columns], "rows": rows}
+    for row in found["rows"]:
+        cells = []
+        for key in found["columns"]:
+            factor, decimals = next(((f, d) for name, _, _, f, d, _ in COLUMNS if name == key), (1.0, 3))
+            values = row["numbers"].get(key) or {}
+            cells.append(
+                {
+                    "text": number(values.get("mean"), factor, decimals),
+                    "spread": number(values.get("deviation"), factor, decimals),
+                }
+            )
+        against = (row.get("against_reference") or {}).get("vertex_error_mm") or {}
+        ends = [against.get(name) for name in ("difference", "low", "high")]
+        gap = "–" if None in ends else f"{ends[0]:+.2f} [{ends[1]:+.2f}, {ends[2]:+.2f}]"
+        rows.append({"title": row["title"], "cells": cells, "gap": gap, "final": row["name"] == found["reference"]})
+    return {
+        "headings": list(found["columns"].values()),
+        "rows": rows,
+        "sentence": (found.get("headline") or {}).get("sentence", ""),
+        "command": found.get("command", ""),
+        "seeds": max(len(row.get("seeds", ())) for row in found["rows"]),
+        "picture": picture.read_bytes() if picture.exists() else None,
+    }
 
 
 def data_table(workspace: Workspace) -> list[dict[str, Any]]:
@@ -244,13 +218,6 @@ def read_rounds(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8") as file:
         return [{key: _short(value) for key, value in row.items() if key} for row in csv.DictReader(file)]
-
-
-def number(value: float | None, factor: float = 1.0, decimals: int = 2) -> str:
-    """A number for a table; an en dash where it is unknown."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    return f"{factor * value:.{decimals}f}"
 
 
 def data_uri(png: bytes) -> str:

@@ -179,7 +179,7 @@ def _axis_weights(step: float, start: float, size_px: int, length: int) -> tuple
 
 
 def find_boxes(session: onnxruntime.InferenceSession, photo: np.ndarray, settings: dict[str, Any]) -> np.ndarray:
-    """Squares around faces, largest first: rows of centre x, y, side, angle; see models/landmarks/finder.py."""
+    """Squares around faces, the likely first: centre x, y, side, angle, score; see models/landmarks/finder.py."""
     height, width = photo.shape[:2]
     factor = settings["longest_px"] / max(height, width)
     size = [max(1, round(extent * min(1.0, factor))) for extent in (width, height)]
@@ -207,9 +207,10 @@ def find_boxes(session: onnxruntime.InferenceSession, photo: np.ndarray, setting
         same = common > SAME_OVERLAP * (side[kept] ** 2 + side[row] ** 2 - common)
         if not (same | ((common > INSIDE_OVERLAP * side[row] ** 2) & (side[kept] >= side[row]))).any():
             kept.append(row)
-    boxes: np.ndarray = np.column_stack([centre, side, np.arctan2(turn[order, 1], turn[order, 0])])[kept]
+    boxes: np.ndarray = np.column_stack([centre, side, np.arctan2(*turn[order].T[::-1]), logit[order]])[kept]
     boxes[:, :3] *= np.array([width, height, width]) / np.array(size)[[0, 1, 0]]
-    return boxes[np.argsort(-boxes[:, 2], kind="stable")]
+    boxes[:, 4] = 1.0 / (1.0 + np.exp(-boxes[:, 4]))
+    return boxes[np.lexsort((-boxes[:, 2], boxes[:, 4] < settings["likely_score"]))]
 
 
 class FaceFinder:
@@ -224,17 +225,21 @@ class FaceFinder:
         """The largest face that is sure enough, or the surest where there are no boxes."""
         height, width = photo.shape[:2]
         looks = self.settings["unboxed_refinements"]
-        squares = np.zeros((0, 4)) if self.boxes is None else find_boxes(self.boxes, photo, self.settings["finder"])
-        boxed = [self._refine(photo, row[None, :3], float(row[3]), self.settings["refinements"]) for row in squares]
-        faces = [face for face in boxed if face is not None]
-        if not any(face[1].mean() >= SURE_CONFIDENCE for face in faces):
+        finder, faces, sure = self.settings["finder"], [], False
+        for row in [] if self.boxes is None else find_boxes(self.boxes, photo, finder):
+            if sure and row[4] < finder["likely_score"]:
+                break
+            face = self._refine(photo, row[None, :3], float(row[3]), self.settings["refinements"])
+            faces += [] if face is None else [face]
+            sure = sure or (face is not None and face[1].mean() >= SURE_CONFIDENCE)
+        if not sure:
             whole = self._refine(photo, np.array([[width / 2.0, height / 2.0, max(height, width)]]), 0.0, looks)
             faces += [] if whole is None else [whole]
         if not faces and self.boxes is None:
             return self._refine(photo, np.array(search_windows(height, width)), 0.0, looks)
         best = max((face[2] * face[1].mean() for face in faces), default=0.0)
-        sure = (face for face in faces if face[2] * face[1].mean() >= SURE_SHARE * best)
-        return max(sure, key=lambda face: float(np.ptp(face[0], axis=0).max()), default=None)
+        good = (face for face in faces if face[2] * face[1].mean() >= SURE_SHARE * best)
+        return max(good, key=lambda face: float(np.ptp(face[0], axis=0).max()), default=None)
 
     def _refine(self, photo: np.ndarray, squares: np.ndarray, angle: float, looks: int) -> Face | None:
         guesses = self._look(photo, self._affine(squares[:, :2], squares[:, 2], angle))
@@ -316,9 +321,8 @@ class FaceReconstructor(PythonModel):  # type: ignore[misc]
         """
         with_triangles = bool((params or {}).get("triangles", False))
         given = model_input["landmarks"] if "landmarks" in model_input.columns else [None] * len(model_input)
-        return [
-            self._row(image, points, with_triangles) for image, points in zip(model_input["image"], given, strict=True)
-        ]
+        photos = zip(model_input["image"], given, strict=True)
+        return [self._row(image, points, with_triangles) for image, points in photos]
 
     def _row(self, image: Any, given: Any, with_triangles: bool) -> dict[str, Any]:
         try:
@@ -354,12 +358,8 @@ class FaceReconstructor(PythonModel):  # type: ignore[misc]
             "error": None,
             "size": list(photo.shape[:2]),
             "landmarks_detected": landmarks,
-            "confidence": confidence,
-            "face_score": float(score),
-            "affine": affine,
-            "intrinsics": affine @ camera,
-            **row,
-            **({"triangles": self.triangles} if with_triangles else {}),
+            **{"confidence": confidence, "face_score": float(score), "affine": affine, "intrinsics": affine @ camera},
+            **(row | ({"triangles": self.triangles} if with_triangles else {})),
         }
 
     def _detect(self, photo: np.ndarray) -> Face:

@@ -105,14 +105,20 @@ class PhotosSource(Section):
     rule that other programs can follow. Needs photos without a table of persons."""
 
 
+ScanUnit = Literal["mm", "cm", "m", "unknown"]
+"""Of a mesh's coordinates; a face of unknown unit gets the size that is most probable."""
+
+
 class ScansSource(Section):
-    """Photos with meshes in the topology of the face model, listed in a table."""
+    """Photos with meshes, listed in a table; meshes that are not in the face model's topology are registered to it."""
 
     kind: Literal["scans"]
     name: SourceName
     path: Path
     table: str = "scans.csv"
-    """CSV in the folder with columns photo, mesh, person; meshes are OBJ, PLY or NPY in millimetres."""
+    """CSV in the folder with columns photo, mesh, person; meshes are OBJ, PLY or NPY. See docs/scans.md."""
+    unit: ScanUnit = "mm"
+    """Of meshes without an entry in the column `unit`."""
 
 
 Source = Annotated[SyntheticSource | RerenderedSource | PhotosSource | ScansSource, Field(discriminator="kind")]

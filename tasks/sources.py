@@ -10,6 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from models.face.morphable import MorphableModel
 from tasks.annotations import (
     AnnotationError,
     Annotations,
@@ -20,12 +21,15 @@ from tasks.annotations import (
     safe_name,
 )
 from tasks.images import ImageError, decode, encode, read_file, reduce
-from tasks.meshes import Vertices, read_mesh
+from tasks.meshes import MILLIMETRES, LabelGeometry, Vertices, read_mesh
 from tasks.source_params import IngestParams, PhotosSource, ScansSource
 
 Entry = TypeVar("Entry")
 
 SCAN_COLUMNS = ("photo", "mesh", "person")
+
+MESHES_AT_HAND = 64
+"""So many meshes are kept while a table of scans is read, for rows that name them again."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +110,13 @@ def read_photos(source: PhotosSource, folder: Path, params: IngestParams) -> Ite
 
 
 def read_scans(
-    source: ScansSource, folder: Path, params: IngestParams, *, mean: Vertices
+    source: ScansSource, folder: Path, params: IngestParams, *, face_model: MorphableModel
 ) -> Iterator[Candidate | Refusal]:
     """Every row of the table of scans, as candidate or refusal.
 
-    Optional columns: `neutral` (a mesh without expression), `fit_error_mm` (default 0) and `coverage` (default 1).
+    Optional columns: `unit`, `landmarks` (the file of the mesh's 68 points), `neutral` (a mesh without expression) and
+    `neutral_landmarks`; `fit_error_mm` (default 0) and `coverage` (default 1) are those of the mesh itself, to which
+    its registration adds its own.
     Raises: FileNotFoundError or ValueError naming the table and the remedy, if it cannot be used at all.
     """
     _check_folder(source.name, folder)
@@ -122,6 +128,7 @@ def read_scans(
     landmarks = _table(folder, None, "landmarks.csv")
     if landmarks is not None:
         read_landmark_table(landmarks, annotations)
+    meshes = _Meshes(source, folder, face_model)
     for row in rows:
         try:
             name = safe_name(row["photo"])
@@ -130,7 +137,7 @@ def read_scans(
             path = folder / name
             candidate = _photo(source.name, name, path, annotations, _existing(path.with_suffix(".pts")), params)
             if isinstance(candidate, Candidate):
-                mesh = _mesh(source.name, row, folder, mean)
+                mesh = meshes.of(row)
                 person = f"{source.name}/{row['person']}"
                 candidate = replace(candidate, person=person, labelled=True, mesh=mesh, mesh_id=mesh.mesh_id)
             yield candidate
@@ -153,38 +160,76 @@ def _photo(
         stored = reduce(image, max_side_px=params.max_side_px)
         if min(stored.shape[:2]) < params.min_image_side_px:
             raise ImageError("too_small", f"{stored.shape[1]} x {stored.shape[0]} after reduction")
-        landmarks = read_pts(points) if points is not None else _unless_faulty(annotations.landmarks.get(name))
+        landmarks = read_pts(points) if points is not None else _known(annotations.landmarks.get(name))
         if landmarks is not None:
             # Pixels end at whole numbers in this convention, so that scaling needs no shift.
             scale = np.array(stored.shape[1::-1], np.float32) / np.array(image.shape[1::-1], np.float32)
             landmarks = np.asarray(landmarks * scale, np.float32)
-        person = _unless_faulty(annotations.persons.get(name))
+        person = _known(annotations.persons.get(name))
     except (ImageError, AnnotationError) as error:
         return Refusal(source, name, error.reason, error.detail)
     return Candidate(source, name, f"{source}/{person or f'photo:{name}'}", encode(stored), landmarks=landmarks)
 
 
-def _mesh(source: str, row: dict[str, str], folder: Path, mean: Vertices) -> Mesh:
-    name = safe_name(row["mesh"])
-    neutral = row.get("neutral")
-    numbers = {}
-    for key, low, high in (("fit_error_mm", 0.0, 1000.0), ("coverage", 0.0, 1.0)):
-        if row.get(key):
+class _Meshes:
+    """The meshes that a table names; each is read, and registered if it must be, once."""
+
+    def __init__(self, source: ScansSource, folder: Path, face_model: MorphableModel) -> None:
+        self._source = source
+        self._folder = folder
+        self._face_model = face_model
+        self._known: dict[tuple[str, str, str], LabelGeometry | AnnotationError] = {}
+
+    def of(self, row: dict[str, str]) -> Mesh:
+        """The mesh of a row.
+
+        Raises: AnnotationError if it, or what the row says of it, cannot be used.
+        """
+        fit_error, coverage = _number(row, "fit_error_mm", 0.0, 1000.0), _number(row, "coverage", 0.0, 1.0)
+        mesh = self._read(row, "mesh", "landmarks")
+        neutral = self._read(row, "neutral", "neutral_landmarks") if row.get("neutral") else None
+        return Mesh(
+            mesh_id=f"{self._source.name}/{safe_name(row['mesh'])}",
+            vertices=mesh.vertices,
+            neutral=None if neutral is None else neutral.vertices,
+            fit_error_mm=float(np.hypot(fit_error or 0.0, mesh.fit_error_mm)),
+            coverage=(1.0 if coverage is None else coverage) * mesh.coverage,
+        )
+
+    def _read(self, row: dict[str, str], column: str, landmarks_column: str) -> LabelGeometry:
+        name, landmarks = safe_name(row[column]), row.get(landmarks_column) or ""
+        unit = row.get("unit") or self._source.unit
+        if unit not in MILLIMETRES:
+            raise AnnotationError("bad_unit", f"unit = {unit!r}, expected one of {', '.join(MILLIMETRES)}")
+        key = (name, landmarks, unit)
+        if key not in self._known:
             try:
-                numbers[key] = float(row[key])
-            except ValueError:
-                numbers[key] = float("nan")
-            if not low <= numbers[key] <= high:
-                raise AnnotationError("bad_number", f"{key} = {row[key]!r}, expected {low:g} to {high:g}")
-    return Mesh(
-        mesh_id=f"{source}/{name}",
-        vertices=read_mesh(folder / name, mean=mean),
-        neutral=read_mesh(folder / safe_name(neutral), mean=mean) if neutral else None,
-        **numbers,
-    )
+                self._known[key] = read_mesh(
+                    self._folder / name,
+                    model=self._face_model,
+                    unit=unit,
+                    landmarks=self._folder / safe_name(landmarks) if landmarks else None,
+                )
+            except AnnotationError as error:
+                self._known[key] = error
+            if len(self._known) > MESHES_AT_HAND:
+                del self._known[next(iter(self._known))]
+        return _known(self._known[key])
 
 
-def _unless_faulty(value: Entry | AnnotationError | None) -> Entry | None:
+def _number(row: dict[str, str], key: str, low: float, high: float) -> float | None:
+    if not row.get(key):
+        return None
+    try:
+        number = float(row[key])
+    except ValueError:
+        number = float("nan")
+    if not low <= number <= high:
+        raise AnnotationError("bad_number", f"{key} = {row[key]!r}, expected {low:g} to {high:g}")
+    return number
+
+
+def _known(value: Entry | AnnotationError) -> Entry:
     if isinstance(value, AnnotationError):
         raise value
     return value

@@ -23,6 +23,7 @@ from tasks.params import Params
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 MAX_METRICS_PER_BATCH = 1000
 """The server refuses larger batches."""
@@ -107,6 +108,22 @@ def track(params: Params, workspace: Workspace, stage: str) -> Iterator[TrackedR
     tags |= code_version() | data_versions(workspace, stage)
     with _open_run(client, experiment_id, stage, tags) as run:
         run.params(stage_parameters(params, stage))
+        yield run
+
+
+@contextmanager
+def track_experiment(
+    params: Params, workspace: Workspace, name: str, *, run_id: str | None = None
+) -> Iterator[TrackedRun]:
+    """Open the MLflow run under which the runs of an experiment are nested, or go on with that of `run_id`.
+
+    A run that is no longer there is replaced by a new one.
+    Raises: TrackingError if the tracking server cannot be used.
+    """
+    client = tracking_client(params, workspace)
+    experiment_id = _experiment(client, params, workspace)
+    tags = {"mien.experiment": name, "mien.workspace": str(workspace.root.resolve())} | code_version()
+    with _open_run(client, experiment_id, f"experiment {name}", tags, run_id=run_id) as run:
         yield run
 
 
@@ -227,8 +244,14 @@ def _unusable(uri: str, error: Exception) -> str:
 
 
 @contextmanager
-def _open_run(client: MlflowClient, experiment_id: str, name: str, tags: dict[str, str]) -> Iterator[TrackedRun]:
-    run = client.create_run(experiment_id, run_name=name, tags=tags)
+def _open_run(
+    client: MlflowClient, experiment_id: str, name: str, tags: dict[str, str], *, run_id: str | None = None
+) -> Iterator[TrackedRun]:
+    run = _found_run(client, experiment_id, run_id) if run_id else None
+    if run is None:
+        run = client.create_run(experiment_id, run_name=name, tags=tags)
+    else:
+        client.update_run(run.info.run_id, status="RUNNING")
     # A run that a kill left open would be shown as running for ever, so the end is written whatever happens.
     status = "KILLED"
     try:
@@ -239,6 +262,17 @@ def _open_run(client: MlflowClient, experiment_id: str, name: str, tags: dict[st
         raise
     finally:
         client.set_terminated(run.info.run_id, status)
+
+
+def _found_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client.get_run(run_id)
+    except MlflowException:
+        return None
+    usable = run.info.lifecycle_stage == "active" and run.info.experiment_id == experiment_id
+    return run if usable else None
 
 
 def finite(values: Mapping[str, Any]) -> dict[str, float]:

@@ -5,23 +5,22 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
-from lightning.fabric import Fabric
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from models.face.alignment import rigid_alignment, transform
 from models.face.camera import rotation_distance
 from models.losses.coefficients import geometry_embedding
-from models.losses.objective import TERMS, Step, objective
+from models.losses.objective import TERMS, objective
 from models.metrics import landmark_error, similarity
-from models.reconstruction.geometry_branch import GeometryBranch
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
 from models.rendering.rasterize import build_rasterizer
-from models.training.data import CropSet, draw_indices, make_batch, split_counts
-from models.training.loop import LoopResult, LoopSettings, StepLoss, Validate, build_fabric, train
+from models.training.data import CropSet, make_batch, split_counts
+from models.training.loop import LoopResult, LoopSettings, Validate, build_fabric, train
+from models.training.progress import forget_progress
 from models.types import PART_NAMES, Batch, FaceCoefficients, to_device
 from tasks.artifacts import Workspace, load_checkpoint, replace_folder, save_checkpoint, write_curve, write_json
 from tasks.dataset import load_crops
@@ -29,6 +28,7 @@ from tasks.face_model import load_face_model
 from tasks.params import Params, TrainingParams, TrainingSource
 from tasks.source_params import is_labelled
 from tasks.tracking import track
+from tasks.training_step import Trainee, build_step, encode
 
 QUALITY_RATIOS = ((0.7, 1 / 2), (0.4, 1 / 3), (0.0, 1 / 4))
 """Mean label quality from which on the labelled part of a batch is this large: 1:1, 2:1, 3:1. Source: method A.4."""
@@ -54,55 +54,30 @@ def train_fused(params: Params, workspace: Workspace) -> None:
     train_stage(params, workspace, "train_fused")
 
 
-@dataclass(frozen=True)
-class Trainee:
-    """A reconstructor with the data it learns from and is judged by."""
-
-    reconstructor: Reconstructor
-    crops: CropSet
-    validation: CropSet
-    labelled: frozenset[str]
-    """Sources with meshes."""
-    shape_weights: Tensor
-    landmark_branch: GeometryBranch
-    """The geometry branch as it was at the start, whose reading of the landmarks anchors identity."""
-    identity_embedding: Tensor
-    """Turns differences of identity into millimetres."""
-    fabric: Fabric
-    rasterizer: str = "auto"
-    """What draws the photo losses."""
-
-    def step(self, batch: Batch, coefficients: FaceCoefficients) -> Step:
-        """A batch and its prediction with what the loss terms need beside them."""
-        with torch.no_grad():
-            _, states = self.landmark_branch(self.reconstructor.normalize(batch.landmarks), batch.confidence)
-        return Step(
-            model=self.reconstructor.model,
-            batch=batch,
-            coefficients=coefficients,
-            shape_weights=self.shape_weights,
-            landmark_identity=states[-1][:, : self.reconstructor.model.identity_size],
-            identity_embedding=self.identity_embedding,
-            rasterizer=self.rasterizer,
-        )
-
-
 def train_stage(params: Params, workspace: Workspace, stage: str) -> None:
     """Train one stage from the weights of its `init`; writes checkpoint.pt, curve.csv and metrics.json."""
     section: TrainingParams = getattr(params, stage)
     initial = workspace.folder(section.init) / "checkpoint.pt"
     trainee = load_trainee(params, workspace, initial, sources=[source.source for source in section.sources])
     shares = labelled_shares(section.sources, trainee, share=section.labelled_share)
+    progress = workspace.progress(stage)
+    run_training = partial(
+        fit,
+        trainee,
+        section,
+        shares=shares,
+        seed=params.project.seed,
+        progress_folder=progress,
+        identity=fingerprint(params, stage, [initial, workspace.folder("validate_labels") / "clean.parquet"]),
+        name=stage,
+        keep_progress=True,
+    )
+    if not trainee.fabric.is_global_zero:
+        # Of several processes the first alone writes.
+        run_training()
+        return
     with track(params, workspace, stage) as run, replace_folder(workspace.folder(stage)) as folder:
-        result = fit(
-            trainee,
-            section,
-            shares=shares,
-            seed=params.project.seed,
-            progress_folder=workspace.progress(stage),
-            identity=fingerprint(params, stage, [initial, workspace.folder("validate_labels") / "clean.parquet"]),
-            name=stage,
-        )
+        result = run_training()
         save_checkpoint(folder / "checkpoint.pt", reconstructor_content(trainee.reconstructor))
         write_curve(folder / "curve.csv", result.curve)
         numbers = {name: value for name, value in result.best.items() if name != "score"}
@@ -110,12 +85,24 @@ def train_stage(params: Params, workspace: Workspace, stage: str) -> None:
             "best_step": result.best_step,
             "steps": result.steps,
             "seconds": round(result.seconds, 1),
+            **speed(result, section.batch_size),
             "shares": shares,
             "validation": numbers,
         }
         write_json(folder / "metrics.json", metrics)
         run.curve(result.curve)
         run.metrics({f"best/{name}": value for name, value in numbers.items()}, step=result.best_step)
+    forget_progress(progress)
+
+
+def speed(result: LoopResult, batch_size: int) -> dict[str, float | None]:
+    """Photos per second of the training steps, and the share of their time in which they waited for data."""
+    if not result.steps_taken:
+        return {"photos_per_second": None, "waiting_share": None}
+    return {
+        "photos_per_second": round(result.steps_taken * batch_size / result.step_seconds, 1),
+        "waiting_share": round(result.waiting_seconds / result.step_seconds, 4),
+    }
 
 
 def load_trainee(params: Params, workspace: Workspace, checkpoint: Path, *, sources: Sequence[str]) -> Trainee:
@@ -176,9 +163,15 @@ def fit(
     progress_folder: Path,
     identity: str,
     name: str,
+    keep_progress: bool = False,
 ) -> LoopResult:
-    """Run the training loop; the trainee's weights become those of the best validation."""
+    """Run the training loop; the trainee's weights become those of the best validation.
+
+    With `keep_progress` the caller removes the progress when the result is safe, see `forget_progress`.
+    """
     losses = {source.source: source.losses for source in section.sources}
+    counts = split_counts(dict(shares), section.batch_size)
+    load, loss = build_step(trainee, losses, counts, accumulate=section.accumulate)
     return train(
         trainee.fabric,
         trainee.reconstructor.encoder,
@@ -193,62 +186,18 @@ def fit(
             seed=seed,
             freeze_batch_norm=section.freeze_batch_norm,
             rate_factors={"geometry.": section.geometry_rate},
+            schedule=section.schedule,
+            decay_at=section.decay_at,
+            ema_decay=section.ema_decay,
         ),
-        loss=_step_loss(trainee, losses, split_counts(dict(shares), section.batch_size)),
+        loss=loss,
+        load=load,
         validate=_validation(trainee, losses),
         progress_folder=progress_folder,
         fingerprint=identity,
         name=name,
+        keep_progress=keep_progress,
     )
-
-
-def _step_loss(trainee: Trainee, losses: Mapping[str, Mapping[str, float]], counts: Mapping[str, int]) -> StepLoss:
-    pools = {name: trainee.crops.of_source(name) for name in counts}
-    reconstructor, crops = trainee.reconstructor, trainee.crops
-
-    def loss(encoder: nn.Module, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        batches = []
-        for name, count in counts.items():
-            labelled = name in trainee.labelled
-            weights = crops.quality[pools[name]] if labelled else None
-            indices = draw_indices(pools[name], count, weights=weights, generator=generator)
-            batch = make_batch(
-                crops, indices, model=reconstructor.model, source=name, labelled=labelled, generator=generator
-            )
-            batches.append(to_device(batch, trainee.fabric.device))
-        # One pass for all sources: batch statistics see the mixture, and the processor a full batch.
-        coefficients = encode(
-            reconstructor,
-            encoder,
-            torch.cat([batch.image for batch in batches]),
-            torch.cat([batch.landmarks for batch in batches]),
-            torch.cat([batch.confidence for batch in batches]),
-        )
-        total, start = torch.zeros(()), 0
-        named: dict[str, Tensor] = {}
-        for batch in batches:
-            stop = start + len(batch.image)
-            value, means = objective(trainee.step(batch, _part(coefficients, start, stop)), losses[batch.source])
-            total = total + value * (len(batch.image) / len(coefficients.identity))
-            named |= {f"{batch.source}/{key}": mean for key, mean in means.items()}
-            start = stop
-        return total, named
-
-    return loss
-
-
-def encode(
-    reconstructor: Reconstructor, encoder: nn.Module, image: Tensor, landmarks: Tensor, confidence: Tensor
-) -> FaceCoefficients:
-    """Run the encoder as Fabric wrapped it, so that precision and processes are its business."""
-    image = image.contiguous(memory_format=torch.channels_last)
-    raw = encoder(image, reconstructor.normalize(landmarks), confidence)
-    return reconstructor.decode(raw)
-
-
-def _part(coefficients: FaceCoefficients, start: int, stop: int) -> FaceCoefficients:
-    fields = ("identity", "expression", "albedo", "lighting", "rotation", "translation")
-    return FaceCoefficients(**{field: getattr(coefficients, field)[start:stop] for field in fields})
 
 
 def _validation(trainee: Trainee, losses: Mapping[str, Mapping[str, float]]) -> Validate:
@@ -289,7 +238,6 @@ def batches_of(count: int) -> Iterator[Tensor]:
         yield torch.arange(start, min(start + EVALUATION_BATCH, count))
 
 
-@torch.no_grad()
 def measure(
     reconstructor: Reconstructor,
     encoder: nn.Module,
@@ -297,34 +245,53 @@ def measure(
     *,
     loss: Callable[[Batch, FaceCoefficients], Tensor] | None = None,
 ) -> dict[str, float]:
-    """Means over a split: landmark NME, similarity; where the truth is known also vertex error (mm), pose error (°).
+    """Means over a split of what `measure_photos` finds, over the photos for which it is known."""
+    found = measure_photos(reconstructor, encoder, crops, loss=loss)
+    known = {name: values[values.isfinite()] for name, values in found.items()}
+    return {name: float(values.mean()) for name, values in known.items() if len(values)}
 
-    With `loss` also the `objective`, what it gives.
+
+@torch.no_grad()
+def measure_photos(
+    reconstructor: Reconstructor,
+    encoder: nn.Module,
+    crops: CropSet,
+    *,
+    loss: Callable[[Batch, FaceCoefficients], Tensor] | None = None,
+    chosen: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Landmark NME and similarity of every photo (N,); where the truth is known also vertex error (mm), pose error (°).
+
+    NaN where unknown. With `loss` also the `objective`, what it gives; with `chosen` (N,) of these photos alone.
     """
     model, device = reconstructor.model, reconstructor.model.mean.device
     outer = model.part("skin") | model.part("lips") | model.part("brows")
-    sums: dict[str, list[Tensor]] = {}
-    for indices in batches_of(len(crops)):
+    found: dict[str, list[Tensor]] = {}
+    chosen = torch.arange(len(crops)) if chosen is None else chosen
+    for places in batches_of(len(chosen)):
+        indices = chosen[places]
         batch = to_device(make_batch(crops, indices, model=model, source="validation", labelled=False), device)
         coefficients = encode(reconstructor, encoder, batch.image, batch.landmarks, batch.confidence)
-        found = reconstructor.reconstruct(coefficients, batch.camera, shade=True)
-        assert found.rendering is not None
+        drawn = reconstructor.reconstruct(coefficients, batch.camera, shade=True)
+        assert drawn.rendering is not None
         annotation = crops.annotation[indices].to(device)
         target = torch.where(annotation.isfinite(), annotation, batch.landmarks)
         values = {
-            "landmark_nme": landmark_error(found.landmarks, target),
-            "similarity": similarity(batch.image, found.rendering.image, found.rendering.mask & batch.mask),
+            "landmark_nme": landmark_error(drawn.landmarks, target),
+            "similarity": similarity(batch.image, drawn.rendering.image, drawn.rendering.mask & batch.mask),
             "pose_error_deg": rotation_distance(coefficients.rotation, crops.rotation[indices].to(device)).rad2deg(),
         }
         if loss is not None:
             values["objective"] = loss(batch, coefficients).expand(len(indices))
         known = crops.mesh_index[indices] >= 0
+        values["vertex_error_mm"] = values["similarity"].new_full((len(indices),), torch.nan)
         if bool(known.any()):
-            values["vertex_error_mm"] = shape_error(found.neutral[known], crops, indices[known], outer)
+            values["vertex_error_mm"][known.to(device)] = shape_error(
+                drawn.neutral[known.to(device)], crops, indices[known], outer
+            )
         for name, value in values.items():
-            sums.setdefault(name, []).append(value[value.isfinite()])
-    pooled = {name: torch.cat(parts) for name, parts in sums.items()}
-    return {name: float(values.mean()) for name, values in pooled.items() if len(values)}
+            found.setdefault(name, []).append(value)
+    return {name: torch.cat(parts) for name, parts in found.items()}
 
 
 def shape_error(neutral: Tensor, crops: CropSet, indices: Tensor, chosen: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from tasks.detector_training import balance_photos, forget_progress, train_finde
 from tasks.face_model import load_face_model
 from tasks.fill_poses import annotation_trust, fill_poses
 from tasks.params import Params
+from tasks.point_conventions import annotation_offsets, as_annotated
 from tasks.tracking import track
 
 MIN_SAMPLES = 30
@@ -55,7 +56,7 @@ def train_detector(params: Params, workspace: Workspace) -> None:
         )
     validation = load_annotated(params, workspace, "validation", size_px=None)
     shape, face_model = mean_face_shape(training.points), load_face_model(params, workspace)
-    photographed = training.yaw_deg
+    photographed, offsets = training.yaw_deg, annotation_offsets(training, face_model)
     training = fill_poses(training, face_model, section, seed=params.project.seed)
     turned = np.arange(len(training.images)) >= len(photographed)
     balanced = balance_photos(training, section, seed=params.project.seed)
@@ -68,6 +69,7 @@ def train_detector(params: Params, workspace: Workspace) -> None:
         dense=training.dense,
         dense_mirror=None if training.dense is None else _dense_mirror(params, face_model, training.dense.shape[1]),
         outline=training.outline,
+        annotated=None if offsets is None else as_annotated(training, face_model, offsets),
     )
     identity = hashlib.sha256("".join(table["sample_id"].to_pylist()).encode()).hexdigest()
     with (
@@ -115,7 +117,11 @@ def train_detector(params: Params, workspace: Workspace) -> None:
             **metrics,
         }
         if numbers["imbalance_after"] > section.balance_tolerance:
-            numbers["note"] = "no annotated photo on one side of large_pose_deg, so the poses could not be balanced"
+            large = int((np.abs(balanced.yaw_deg) > section.large_pose_deg).sum())
+            numbers["note"] = (
+                f"{large} of {len(balanced.yaw_deg)} faces are at large poses: one kind of photos has none to copy on "
+                f"one side of {section.large_pose_deg:g} degrees; add some, or raise turned_copies"
+            )
         write_json(folder / "metrics.json", numbers)
         run.curve(curve)
         run.metrics({key: value for key, value in numbers.items() if isinstance(value, int | float)})

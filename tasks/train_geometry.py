@@ -12,6 +12,7 @@ from models.face.camera import crop_camera, project, rotation_distance, to_camer
 from models.face.sampling import sample_expressions
 from models.losses.coefficients import geometry_embedding
 from models.losses.image import REFERENCE_SIZE_PX
+from models.reconstruction.backbones import load_public_weights
 from models.reconstruction.geometry_branch import LandmarkNoise, SimulatedFaces, simulate_faces
 from models.reconstruction.reconstructor import Reconstructor, ReconstructorSettings, reconstructor_content
 from models.training.loop import LoopSettings, build_fabric, seeded, train
@@ -44,6 +45,8 @@ def train_geometry(params: Params, workspace: Workspace) -> None:
     fabric = build_fabric(device=params.project.device, precision=params.project.precision)
     # Faces are drawn in main memory, so that a seed means the same on every device.
     reconstructor = Reconstructor(copy.deepcopy(model), reconstructor_settings(params)).to(fabric.device)
+    if params.encoder.pretrained:
+        load_public_weights(reconstructor.encoder.image)
     branch, size_px = reconstructor.encoder.geometry, params.project.crop_size_px
     identity_embedding = geometry_embedding(model.identity_basis, model.mean).to(fabric.device)
     expression_embedding = geometry_embedding(model.expression_basis, model.mean).to(fabric.device)

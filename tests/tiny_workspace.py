@@ -12,7 +12,7 @@ import torch
 from models.face.formats import save_face_model
 from models.face.morphable import MorphableModel
 from models.reconstruction.reconstructor import Reconstructor, reconstructor_content
-from tasks.artifacts import CLEAN, CROPS, MESHES, Workspace, save_checkpoint, write_table
+from tasks.artifacts import CLEAN, CROPS, MESHES, Workspace, read_table, save_checkpoint, write_table
 from tasks.params import Params, parse_params
 from tasks.train_geometry import reconstructor_settings
 from tests.tiny_face import tiny_crops
@@ -134,6 +134,16 @@ def tiny_workspace(root: Path, face: MorphableModel) -> Workspace:
     return workspace
 
 
+def split_off_test(workspace: Workspace) -> Workspace:
+    """Make half of the validation split the test split."""
+    path = workspace.folder("validate_labels") / "clean.parquet"
+    rows = read_table(path, CLEAN).to_pylist()
+    for row in rows[-3:]:
+        row["split"] = "test"
+    write_table(path, rows, CLEAN)
+    return workspace
+
+
 class Recorder:
     """Stands in for the MLflow run of a stage, which has tests of its own."""
 
@@ -148,6 +158,9 @@ class Recorder:
 
     def tags(self, values: Mapping[str, str]) -> None:
         self.calls.append(("tags", dict(values)))
+
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        self.calls.append(("artifact", path.name))
 
     @contextmanager
     def child(self, name: str) -> Iterator[Recorder]:

@@ -46,6 +46,8 @@ class AnnotatedSet:
     """Names and reasons of photos whose annotation cannot be used."""
     rendered: bool = False
     """Whether photos are among them whose points lie at a face model's vertices."""
+    by_hand: frozenset[int] = frozenset()
+    """Photos whose points came in a .pts file, which people make with the jaw on the visible outline."""
 
 
 def open_photos(
@@ -105,7 +107,7 @@ def _open_folder(folder: Path, *, split: str, every: int, labels: str) -> Annota
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     pts = {path.with_suffix(""): path for path in files if labels != "csv" and path.suffix.lower() == ".pts"}
     photos = {path.relative_to(folder).as_posix(): path for path in files if path.suffix.lower() in SUFFIXES}
-    names, points = [], []
+    names, points, by_hand = [], [], set()
     for name, path in photos.items():
         beside = pts.get(path.with_suffix(""))
         if (beside is None and name not in annotations.landmarks) or not _chosen(name, split, every):
@@ -116,6 +118,8 @@ def _open_folder(folder: Path, *, split: str, every: int, labels: str) -> Annota
             if isinstance(one, AnnotationError):
                 raise one
             points.append(_checked(one))
+            if beside is not None:
+                by_hand.add(len(names))
             names.append(name)
         except AnnotationError as error:
             refused.append((name, str(error)))
@@ -129,7 +133,7 @@ def _open_folder(folder: Path, *, split: str, every: int, labels: str) -> Annota
     def read(row: int) -> Pixels:
         return decode(read_file(folder / names[row], max_bytes=MAX_BYTES), max_bytes=MAX_BYTES)
 
-    return AnnotatedSet(names, truth, fitted_yaw(truth), read, refused)
+    return AnnotatedSet(names, truth, fitted_yaw(truth), read, refused, by_hand=frozenset(by_hand))
 
 
 def _open_store(folder: Path, *, split: str, source: str | None, handmade: bool) -> AnnotatedSet:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.rendering.scene import Scene
-from models.reconstruction.encoder import slim_resnet
+from models.reconstruction.backbones import slim_resnet
 from models.rendering.rasterize import rasterize_ids
 from models.rendering.render import render
 from models.rendering.shade import interpolate

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 
 from models.landmarks.detector import sigma_from_confidence
 from models.landmarks.framing import box_side, landmark_box
+from models.statistics import bootstrap_interval
 
 EYE_CORNERS = (36, 45)
 """Outer corners of the eyes."""
@@ -28,8 +29,6 @@ SMALLEST_SIZE_PX = 1e-6
 
 MIN_OVERLAP = 0.1
 """Boxes with less in common (intersection over union) show different faces."""
-
-RESAMPLES = 1000
 
 HALF_RADIUS, MOST_RADIUS = math.sqrt(2.0 * math.log(2.0)), math.sqrt(2.0 * math.log(10.0))
 """Standard deviations per coordinate that hold half and 90 % of a Gaussian in the plane."""
@@ -196,15 +195,12 @@ def check_yaw_edges(edges_deg: Sequence[float]) -> None:
         raise ValueError(f"yaw bins: edges {list(edges_deg)}, expected two or more that rise from 0, e.g. 0,30,60,90")
 
 
-def bootstrap_intervals(
-    faces: MeasuredFaces, *, generator: np.random.Generator, level: float = 0.95
-) -> dict[str, tuple[float, float]]:
+def bootstrap_intervals(faces: MeasuredFaces, *, seed: int = 0, level: float = 0.95) -> dict[str, tuple[float, float]]:
     """Percentile intervals of `nme68`, `nme51`, `nme68_box`, `fr10` and `auc10` over resampled faces.
 
     Degenerate: without a found face the intervals of the errors are NaN.
     """
     errors = face_errors(faces)
-    count = len(errors.eyes68)
     values = {
         "nme68": errors.eyes68,
         "nme51": errors.eyes51,
@@ -212,19 +208,7 @@ def bootstrap_intervals(
         "fr10": (~(errors.eyes68 <= 0.1)).astype(np.float64),
         "auc10": _curve_shares(errors.eyes68, 0.1),
     }
-    if not count:
-        return dict.fromkeys(values, (math.nan, math.nan))
-    # How often each face is drawn says all about a resample, and one product then gives all its means.
-    weights = generator.multinomial(count, np.full(count, 1.0 / count), size=RESAMPLES).astype(np.float64)
-    ends = [(1.0 - level) / 2.0, (1.0 + level) / 2.0]
-    intervals = {}
-    for name, value in values.items():
-        known = np.isfinite(value)
-        drawn = weights @ known
-        means = (weights @ np.where(known, value, 0.0))[drawn > 0] / drawn[drawn > 0]
-        low, high = np.quantile(means, ends).tolist() if len(means) else (math.nan, math.nan)
-        intervals[name] = (low, high)
-    return intervals
+    return {name: bootstrap_interval(value, level=level, seed=seed) for name, value in values.items()}
 
 
 def reliability_curve(faces: MeasuredFaces, *, bins: int = 10) -> list[ReliabilityBin]:

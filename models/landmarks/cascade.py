@@ -36,8 +36,11 @@ REFINEMENTS = 2
 UNBOXED_REFINEMENTS = 3
 """The same where the first look was at a whole photo or a window, far from the frame that the network knows best."""
 
-MIN_BOX_SCORE = 0.3
+MIN_BOX_SCORE = 0.25
 """Boxes that the finder is less sure of are not looked at; what the network sees in the others decides."""
+
+LIKELY_BOX_SCORE = 0.4
+"""Others than these are looked at only in photos where these show no sure face: nearly all of them are for nothing."""
 
 SURE_SHARE = 0.5
 """Of the surest face's certainty, what the largest must reach to be the best one."""
@@ -142,28 +145,42 @@ class HierarchicalDetector:
     def _in_boxes(self, images: Sequence[np.ndarray]) -> Guesses:
         """Faces in the boxes of the finder or of OpenCV; with `auto`, in whole photos without any sure face, too."""
         if self.boxes == "opencv" or self.finder is None:
-            rows = [(index, *window, 0.0) for index, image in enumerate(images) for window in cascade_windows(image)]
-            table = np.array(rows, np.float64).reshape(-1, 5)
+            rows = [
+                (index, *window, 0.0, 1.0) for index, image in enumerate(images) for window in cascade_windows(image)
+            ]
+            table = np.array(rows, np.float64).reshape(-1, 6)
         else:
             found = find_faces(self.finder, images, min_score=MIN_BOX_SCORE, batch_size=self.batch_size)
             columns = [
-                np.column_stack([np.full(len(boxes), index), boxes.centre, boxes.side, boxes.angle])
+                np.column_stack([np.full(len(boxes), index), boxes.centre, boxes.side, boxes.angle, boxes.score])
                 for index, boxes in enumerate(found)
             ]
-            table = np.concatenate(columns) if columns else np.zeros((0, 5))
-        which = table[:, 0].astype(np.int64)
-        affine = self._affine(table[:, 1:3], np.maximum(table[:, 3], MIN_POINT_SPREAD_PX), table[:, 4])
-        first = self._look(images, which, affine)
-        # Most boxes too many show no face at the first look, or one that another box shows better.
-        first = first.take(self._shows_face(first))
-        guesses = self._refine(images, first.take(without_duplicates(first)), REFINEMENTS)
-        # A box around a part of a face shows a face, too, but not one whose points are found well.
-        sure = self._shows_face(guesses) & (confidence_from_sigma(guesses.sigma).mean(1) >= SURE_CONFIDENCE)
+            table = np.concatenate(columns) if columns else np.zeros((0, 6))
+        likely = table[:, 5] >= LIKELY_BOX_SCORE
+        guesses = self._look_at_boxes(images, table[likely])
+        sure = self._sure(guesses)
+        unlikely = table[~likely & ~np.isin(table[:, 0], guesses.photo[sure])]
+        if len(unlikely):
+            guesses = Guesses.join([guesses, self._look_at_boxes(images, unlikely)])
+            sure = self._sure(guesses)
         without = np.setdiff1d(np.arange(len(images)), guesses.photo[sure])
         if self.boxes != "auto" or not len(without):
             return guesses
         whole = self._refine(images, self._whole(images, without), UNBOXED_REFINEMENTS)
         return Guesses.join([guesses, whole])
+
+    def _look_at_boxes(self, images: Sequence[np.ndarray], table: Float[np.ndarray, "N 6"]) -> Guesses:
+        """Faces in boxes, rows of photo, centre, side, angle and score."""
+        which = table[:, 0].astype(np.int64)
+        affine = self._affine(table[:, 1:3], np.maximum(table[:, 3], MIN_POINT_SPREAD_PX), table[:, 4])
+        first = self._look(images, which, affine)
+        # Most boxes too many show no face at the first look, or one that another box shows better.
+        first = first.take(self._shows_face(first))
+        return self._refine(images, first.take(without_duplicates(first)), REFINEMENTS)
+
+    def _sure(self, guesses: Guesses) -> Bool[np.ndarray, "N"]:
+        """A box around a part of a face shows a face, too, but not one whose points are found well."""
+        return self._shows_face(guesses) & (confidence_from_sigma(guesses.sigma).mean(1) >= SURE_CONFIDENCE)
 
     def _in_windows(self, images: Sequence[np.ndarray]) -> Guesses:
         """Faces in whole photos and in windows of them."""

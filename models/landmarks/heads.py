@@ -41,13 +41,13 @@ class LocalLook(nn.Module):
     the guess tell them at once. Source: shape-indexed features, Cao et al. 2012 and Xiong and De la Torre 2013.
     """
 
-    def __init__(self, *, fine: int, coarse: int, hidden: int, width: int) -> None:
+    def __init__(self, *, fine: int, coarse: int, hidden: int, width: int, points: int = LANDMARK_COUNT) -> None:
         super().__init__()
         inputs = fine * len(FINE_REACH_PX) ** 2 + coarse * len(COARSE_REACH_PX) ** 2
         self.patch = nn.Linear(inputs, width)
-        self.point = nn.Parameter(torch.zeros(LANDMARK_COUNT, width))
-        self.dense = nn.Sequential(nn.Linear(LANDMARK_COUNT * width + hidden, hidden), nn.SiLU())
-        self.offsets = nn.Linear(hidden, 2 * LANDMARK_COUNT)
+        self.point = nn.Parameter(torch.zeros(points, width))
+        self.dense = nn.Sequential(nn.Linear(points * width + hidden, hidden), nn.SiLU())
+        self.offsets = nn.Linear(hidden, 2 * points)
         nn.init.zeros_(self.offsets.weight)
         nn.init.zeros_(self.offsets.bias)
 
@@ -56,9 +56,9 @@ class LocalLook(nn.Module):
         fine: Float[Tensor, "B C H W"],
         coarse: Float[Tensor, "B D I J"],
         hidden: Float[Tensor, "B K"],
-        points: Float[Tensor, "B 68 2"],
+        points: Float[Tensor, "B L 2"],
         size_px: int,
-    ) -> tuple[Float[Tensor, "B 68 2"], Float[Tensor, "B K"]]:
+    ) -> tuple[Float[Tensor, "B L 2"], Float[Tensor, "B K"]]:
         """Offsets in crop sides, and the features that they were read from. Points in pixels of the crop."""
         around = torch.cat(
             [
@@ -69,7 +69,7 @@ class LocalLook(nn.Module):
         )
         seen = functional.silu(self.patch(around) + self.point).flatten(1)
         features = self.dense(torch.cat([seen, hidden], 1))
-        return LOCAL_STEP * self.offsets(features).unflatten(1, (LANDMARK_COUNT, 2)), features
+        return LOCAL_STEP * self.offsets(features).unflatten(1, (-1, 2)), features
 
 
 class ConventionMap(nn.Module):
@@ -141,16 +141,30 @@ class DenseHead(nn.Module):
 class OutlineHead(nn.Module):
     """From the jaw at the face model's vertices to where people put it, on the visible outline; starts as no shift.
 
-    The layout of the points says how far the head is turned, and most of the shift with it; the features say the rest.
+    The layout of the points says how far the head is turned, and most of the shift with it; a look around that guess
+    says the rest. The network's last features are read as they are: where the outline lies teaches them nothing about
+    the points, and its large errors early in training have silenced them for good.
     """
 
-    def __init__(self, hidden: int) -> None:
+    def __init__(self, *, fine: int, coarse: int, hidden: int, width: int) -> None:
         super().__init__()
-        self.offsets = nn.Linear(hidden + 2 * LANDMARK_COUNT, 2 * JAW_COUNT)
-        nn.init.zeros_(self.offsets.weight)
-        nn.init.zeros_(self.offsets.bias)
+        self.guess = nn.Linear(hidden + 2 * LANDMARK_COUNT, 2 * JAW_COUNT)
+        nn.init.zeros_(self.guess.weight)
+        nn.init.zeros_(self.guess.bias)
+        self.look = LocalLook(fine=fine, coarse=coarse, hidden=hidden, width=width, points=JAW_COUNT)
 
-    def forward(self, hidden: Float[Tensor, "B K"], points: Float[Tensor, "B 68 2"]) -> Float[Tensor, "B 17 2"]:
-        """Shift of each jaw point in crop sides; points in crop sides around the crop's centre."""
-        seen = torch.cat([hidden, LAYOUT_SCALE * points.flatten(1)], 1)
-        return OUTLINE_STEP * self.offsets(seen).unflatten(1, (JAW_COUNT, 2))
+    def forward(
+        self,
+        fine: Float[Tensor, "B C H W"],
+        coarse: Float[Tensor, "B D I J"],
+        hidden: Float[Tensor, "B K"],
+        points: Float[Tensor, "B 68 2"],
+        size_px: int,
+    ) -> Float[Tensor, "B 17 2"]:
+        """The jaw on the outline; points and result in pixels of the crop."""
+        hidden, points = hidden.detach(), points.detach()
+        seen = torch.cat([hidden, LAYOUT_SCALE * (points / size_px - 0.5).flatten(1)], 1)
+        shift = OUTLINE_STEP * size_px * self.guess(seen).unflatten(1, (JAW_COUNT, 2))
+        outline = points[:, :JAW_COUNT] + shift
+        offsets, _ = self.look(fine, coarse, hidden, outline.detach(), size_px)
+        return outline + size_px * offsets

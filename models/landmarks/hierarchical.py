@@ -166,7 +166,8 @@ class HierarchicalNetwork(nn.Module):
         for convention in self.conventions if modes else ():
             convention.set_reference(mean.float().unflatten(0, (LANDMARK_COUNT, 2)))  # type: ignore[operator]
         self.dense_head = DenseHead(widths.hidden, dense_points, dense_modes) if dense_points else None
-        self.outline_head = OutlineHead(widths.hidden) if outline else None
+        shape = {"fine": widths.stem, "coarse": widths.shallow, "hidden": widths.hidden, "width": widths.local}
+        self.outline_head = OutlineHead(**shape) if outline else None
 
     def forward(self, image: Float[Tensor, "B 3 S S"]) -> LandmarkOutput:
         """Points, errors and presence for crops in [0, 1]."""
@@ -199,16 +200,14 @@ class HierarchicalNetwork(nn.Module):
                 annotated=points + shifts[0],
                 dense=dense,
                 dense_log_sigma=dense_log_sigma,
-                outline=self._outline(points, hidden),
+                outline=self._outline(edges, shallow, hidden, points),
             )
 
-    def _outline(self, points: Float[Tensor, "B 68 2"], hidden: Float[Tensor, "B K"]) -> Float[Tensor, "B 17 2"]:
+    def _outline(self, edges: Tensor, shallow: Tensor, hidden: Tensor, points: Tensor) -> Float[Tensor, "B 17 2"]:
         if self.outline_head is None:
             return points[:, :JAW_COUNT]
-        # The outline must not pull the points off their vertices.
-        points = points.detach()
-        shift = self.outline_head(hidden, points / self.input_size_px - 0.5)
-        return points[:, :JAW_COUNT] + shift * self.input_size_px
+        outline: Tensor = self.outline_head(edges, shallow, hidden, points, self.input_size_px)
+        return outline
 
     def _dense(self, hidden: Float[Tensor, "B K"]) -> tuple[Float[Tensor, "B D 2"], Float[Tensor, "B D"]]:
         if self.dense_head is None:

@@ -56,6 +56,9 @@ class LandmarkSamples:
     """Index of the mirror image of every dense point."""
     outline: Float[np.ndarray, "M 17 2"] | None = None
     """The jaw where people put it, on the visible outline, pixels of the photos; NaN where it is not known."""
+    annotated: Float[np.ndarray, "M 68 2"] | None = None
+    """Points of rendered photos where annotated photos would have them, pixels of the photos; NaN where not known.
+    With them renders alone teach the shift between the two; without, photos teach it, and bend it to their liking."""
 
     def mixed(self) -> bool:
         """Whether there is more than one convention."""
@@ -82,6 +85,7 @@ class ObjectiveSettings:
     """Real crops of annotated photos in a batch, where there are rendered ones beside them."""
     dense_weight: float = 0.5
     outline_weight: float = 0.5
+    shift_weight: float = 0.5
 
 
 class LandmarkObjective:
@@ -115,7 +119,10 @@ class LandmarkObjective:
         # Annotated points are compared with what the network makes of the model's, guess by guess.
         found, guesses = output.points[: batch.faces], output.guesses[:, : batch.faces]
         if batch.convention is not None:
-            shift = _shift(output.shifts[:, : batch.faces], batch.convention.to(device))
+            shifts = output.shifts[:, : batch.faces]
+            if batch.annotated is not None:
+                shifts = torch.cat([shifts[:1].detach(), shifts[1:]])
+            shift = _shift(shifts, batch.convention.to(device))
             found, guesses = found + shift, guesses + shift
         # The first guess and the looks around it learn side by side, from the same loss.
         errors = [
@@ -149,8 +156,12 @@ class LandmarkObjective:
             named["dense"] = self._dense_loss(output, batch.dense.to(device), batch.faces)
             total = total + settings.dense_weight * named["dense"]
         if batch.outline is not None:
-            named["outline"] = self._outline_loss(output.outline[: batch.faces], batch.outline.to(device))
+            named["outline"] = self._known_loss(output.outline[: batch.faces], batch.outline.to(device))
             total = total + settings.outline_weight * named["outline"]
+        if batch.annotated is not None:
+            moved = points + output.shifts[0, : batch.faces]
+            named["shift"] = self._known_loss(moved, batch.annotated.to(device))
+            total = total + settings.shift_weight * named["shift"]
         named["error_px"] = (found[: batch.real] - points[: batch.real]).norm(dim=2).mean()
         return total, {name: value.detach() for name, value in named.items()}
 
@@ -165,14 +176,14 @@ class LandmarkObjective:
         doubt = error_likelihood(output.dense_log_sigma[:faces][known], found, target)
         return error.mean() + settings.likelihood_weight * doubt.mean()
 
-    def _outline_loss(self, found: Float[Tensor, "F 17 2"], outline: Float[Tensor, "F 17 2"]) -> Tensor:
-        """Wing of the outlines that are known."""
+    def _known_loss(self, found: Float[Tensor, "F L 2"], target: Float[Tensor, "F L 2"]) -> Tensor:
+        """Wing of the faces whose target is known."""
         settings = self.settings
-        known = outline.isfinite().all(2).all(1)
+        known = target.isfinite().all(2).all(1)
         if not known.any():
             return found.sum() * 0.0
         return wing_loss(
-            found[known], outline[known], width=settings.wing_width_px, curvature=settings.wing_curvature_px
+            found[known], target[known], width=settings.wing_width_px, curvature=settings.wing_curvature_px
         ).mean()
 
     def _draw(self, count: int, random: np.random.Generator) -> Int[np.ndarray, "N 2"]:
@@ -223,7 +234,7 @@ class LandmarkObjective:
         pixels = torch.from_numpy(np.concatenate([tight.images, wide.images, without]))
         warp = np.linalg.inv(tight.affine[:copies]) @ wide.affine
         which = np.concatenate([drawn[:, 0], drawn[:copies, 0]])
-        dense = outline = None
+        dense = outline = annotated = None
         affine, flipped = np.concatenate([tight.affine, wide.affine]), np.concatenate([flip, ~flip[:copies]])
         if samples.dense is not None and samples.dense_mirror is not None:
             inside = points_in_frames(samples.dense[which], affine, flipped, mirror=samples.dense_mirror)
@@ -231,6 +242,9 @@ class LandmarkObjective:
         if samples.outline is not None:
             inside = points_in_frames(samples.outline[which], affine, flipped, mirror=FLIP_PERMUTATION[:JAW_COUNT])
             outline = torch.from_numpy(inside)
+        if samples.annotated is not None:
+            inside = points_in_frames(samples.annotated[which], affine, flipped, mirror=FLIP_PERMUTATION)
+            annotated = torch.from_numpy(inside)
         return _TrainingBatch(
             images=jitter_colours(pixels, augmentation=self.augmentation, generator=random),
             points=torch.from_numpy(np.concatenate([tight.points, wide.points])),
@@ -241,6 +255,7 @@ class LandmarkObjective:
             weight=None if samples.weight is None else torch.from_numpy(samples.weight[which]).float(),
             dense=dense,
             outline=outline,
+            annotated=annotated,
         )
 
 
@@ -258,6 +273,7 @@ class _TrainingBatch:
     weight: Float[Tensor, "F"] | None
     dense: Float[Tensor, "F D 2"] | None
     outline: Float[Tensor, "F 17 2"] | None
+    annotated: Float[Tensor, "F 68 2"] | None
 
 
 def _shift(shifts: Float[Tensor, "K F 68 2"], convention: Int[Tensor, "F"]) -> Float[Tensor, "F 68 2"]:

@@ -20,10 +20,10 @@ from models.rendering.compiled import kernel, run_jobs
 
 def read_around(
     features: Float[Tensor, "B C H W"],
-    points: Float[Tensor, "B 68 2"],
+    points: Float[Tensor, "B L 2"],
     reach_px: tuple[float, ...],
     size_px: int,
-) -> Float[Tensor, "B 68 J"]:
+) -> Float[Tensor, "B L J"]:
     """Features at a grid of places around every point, place by place; zero outside the image.
 
     Convention: points in pixels of the crop of `size_px`, whatever the resolution of the features. Differentiable in

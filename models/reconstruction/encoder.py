@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.face.morphable import MorphableModel
+from models.reconstruction.backbones import build_backbone
 from models.reconstruction.geometry_branch import GeometryBranch
 
 LIGHT_SIZE = 27
-
-
-class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions beside a shortcut. Source: He et al. 2016, the basic block."""
-
-    def __init__(self, inputs: int, outputs: int, *, stride: int) -> None:
-        super().__init__()
-        self.main = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False),
-            nn.BatchNorm2d(outputs),
-        )
-        self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D I J"]:
-        """Half the resolution where the stride is 2."""
-        return torch.relu(self.main(features) + self.shortcut(features))
-
-
-def slim_resnet(*, width: int, features: int) -> nn.Module:
-    """A ResNet of one block per stage: 1/32 of the resolution, then the mean over the image."""
-    widths = [width, 2 * width, 4 * width, 8 * width]
-    stem = [nn.Conv2d(3, width, 5, 2, 2, bias=False), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-    stages = [
-        ResidualBlock(inputs, outputs, stride=2) for inputs, outputs in zip([width, *widths], widths, strict=False)
-    ]
-    return nn.Sequential(*stem, *stages, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], features))
-
-
-BACKBONES: dict[str, Callable[..., nn.Module]] = {"resnet-slim": slim_resnet}
-"""Image branches by name: (width, features) -> module from (B, 3, S, S) to (B, features)."""
 
 
 class Encoder(nn.Module):
@@ -71,7 +37,7 @@ class Encoder(nn.Module):
         )
         self.sizes = self.geometry.sizes
         self.appearance_sizes = (model.albedo_size, LIGHT_SIZE)
-        self.image = BACKBONES[backbone](width=width, features=features)
+        self.image = build_backbone(backbone, width=width, features=features)
         self.fusion = nn.Sequential(
             nn.Linear(features + geometry_width, features),
             nn.LayerNorm(features),

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from kornia.geometry.conversions import axis_angle_to_rotation_matrix, rotation_matrix_to_axis_angle
 from torch import Tensor
 
@@ -81,34 +81,34 @@ def fit_face(
     camera: Camera,
     sigma_px: float,
     iterations: int = 8,
+    start: FittedFaces | None = None,
+    anchor: float | None = None,
+    person: Int[Tensor, "B"] | None = None,
 ) -> FittedFaces:
     """The most probable faces behind landmarks: identity, expression and pose in one normal system.
 
     Minimises confidence |pixels - landmarks|² / `sigma_px`² + |identity|² + |expression / σ|². Expressions with ARKit's
     names stay within [0, 1]: those that a step would push out are held at the bound while the others move.
-    Method: the pose of the mean face, then damped Gauss–Newton with the analytic Jacobian; a step that does not improve
-    a face is taken back and damped more. Computes in the type of the landmarks.
-    Degenerate: a face without confident points keeps the mean shape and a finite pose.
-    Raises: ValueError if `sigma_px` is not positive.
+    `start`: where to begin; else at the pose of the mean face. `anchor`: shapes are probable around the start, that
+    many times as surely as faces are around the mean face; else around the mean face.
+    `person`: photos with the same number share their identity, which starts at the mean of theirs.
+    Method: damped Gauss–Newton with the analytic Jacobian; what differs between the photos of a person is eliminated
+    first (Schur complement). A step that does not improve a person is taken back and damped more. Computes in the type
+    of the landmarks.
+    Degenerate: a face without confident points keeps the shape it starts with and a finite pose.
+    Raises: ValueError if `sigma_px` or `anchor` is not positive, or if an anchor is given without a start.
     """
     if not sigma_px > 0.0:
         raise ValueError(f"fit_face: sigma_px is {sigma_px}, expected the landmarks' positive spread in pixels")
-    problem = _Problem.build(model, landmarks, confidence / sigma_px**2, camera)
-    mean = problem.mean.expand(len(landmarks), -1, -1)
-    turn, translation = fit_pose(mean, landmarks, confidence=confidence, camera=camera)
-    shape = landmarks.new_zeros(len(landmarks), len(problem.basis))
-    state = _State(shape, axis_angle_to_rotation_matrix(turn), translation)
+    problem = LandmarkProblem.build(
+        model, landmarks, confidence / sigma_px**2, camera, start=start, anchor=anchor, person=person
+    )
+    state = problem.start
     damping = landmarks.new_full((len(landmarks),), 1e-3)
     energy = problem.energy(state)
     for _ in range(iterations):
-        residual, jacobian = problem.linearised(state)
-        root = problem.weights.sqrt().repeat_interleave(2, 1)[..., None]
-        jacobian, residual = root * jacobian, root * residual[..., None]
-        normal = jacobian.transpose(1, 2) @ jacobian
-        gradient = (jacobian.transpose(1, 2) @ residual)[..., 0]
-        normal.diagonal(dim1=1, dim2=2)[:, : len(problem.basis)].add_(problem.precision)
-        gradient[:, : len(problem.basis)] += problem.precision * state.shape
-        step = _damped_step(normal, gradient, problem.free(state, gradient), damping)
+        normal, gradient = problem.normal_system(state)
+        step = _damped_step(normal, gradient, problem.free(state, gradient), damping, problem.group, problem.identities)
         tried = problem.moved(state, step)
         new_energy = problem.energy(tried)
         better = new_energy < energy
@@ -120,15 +120,17 @@ def fit_face(
 
 
 @dataclass(frozen=True)
-class _State:
+class FaceState:
+    """Shape and pose while they are searched."""
+
     shape: Float[Tensor, "B K"]
     """Identity, then expression."""
     rotation: Float[Tensor, "B 3 3"]
     translation: Float[Tensor, "B 3"]
 
-    def where(self, chosen: Bool[Tensor, "B"], other: _State) -> _State:
+    def where(self, chosen: Bool[Tensor, "B"], other: FaceState) -> FaceState:
         """The chosen faces of this state, the rest of the other."""
-        return _State(
+        return FaceState(
             torch.where(chosen[:, None], self.shape, other.shape),
             torch.where(chosen[:, None, None], self.rotation, other.rotation),
             torch.where(chosen[:, None], self.translation, other.translation),
@@ -136,44 +138,113 @@ class _State:
 
 
 @dataclass(frozen=True)
-class _Problem:
+class LandmarkProblem:
     """The 68 points as a function of shape and pose, what they should be, and what is probable."""
 
     mean: Float[Tensor, "68 3"]
     basis: Float[Tensor, "K 68 3"]
-    precision: Float[Tensor, "K"]
-    """Of the Gaussian prior, 1 / σ²."""
+    identities: int
+    """How many of the modes are identity."""
+    precision: Float[Tensor, "B K"]
+    """Of the Gaussian prior, 1 / σ²; that of an identity which several photos share is dealt out among them."""
+    centre: Float[Tensor, "B K"]
+    """The most probable shape before the landmarks are seen."""
     low: Float[Tensor, "K"]
     high: Float[Tensor, "K"]
     landmarks: Float[Tensor, "B 68 2"]
     weights: Float[Tensor, "B 68"]
+    """1 / px²."""
     camera: Camera
+    group: Int[Tensor, "B"]
+    """Which person, 0 to P - 1."""
+    start: FaceState
 
     @staticmethod
-    def build(model: MorphableModel, landmarks: Tensor, weights: Tensor, camera: Camera) -> _Problem:
+    def build(
+        model: MorphableModel,
+        landmarks: Float[Tensor, "B 68 2"],
+        weights: Float[Tensor, "B 68"],
+        camera: Camera,
+        *,
+        start: FittedFaces | None = None,
+        anchor: float | None = None,
+        person: Int[Tensor, "B"] | None = None,
+    ) -> LandmarkProblem:
+        """Arguments as of `fit_face`, with weights in 1 / px²."""
+        if anchor is not None and not (anchor > 0.0 and start is not None):
+            raise ValueError(f"fit_face: anchor is {anchor}, expected a positive number together with a start")
+        count = len(landmarks)
+        group = torch.arange(count, device=landmarks.device)
+        if person is not None:
+            group = torch.unique(person.to(landmarks.device), return_inverse=True)[1]
         bounded = [False] * model.identity_size + [is_arkit_shape(name) for name in model.expression_names]
         within = torch.tensor(bounded, dtype=torch.bool, device=landmarks.device)
+        mean = model.landmark_mean.to(landmarks)
         basis = torch.cat([model.landmark_identity_basis, model.landmark_expression_basis]).to(landmarks)
         one = landmarks.new_ones(len(basis))
-        return _Problem(
-            mean=model.landmark_mean.to(landmarks),
+        low, high = torch.where(within, 0.0 * one, -torch.inf * one), torch.where(within, one, torch.inf * one)
+        precision = torch.where(within, one / ACTIVATION_SIGMA**2, one).repeat(count, 1)
+        if start is None:
+            turn, translation = fit_pose(mean.expand(count, -1, -1), landmarks, confidence=weights, camera=camera)
+            shape = centre = landmarks.new_zeros(count, len(basis))
+        else:
+            turn, translation = start.rotation.to(landmarks), start.translation.to(landmarks)
+            shape = torch.cat([start.identity, start.expression], 1).to(landmarks)
+            shape = torch.minimum(torch.maximum(shape, low), high)
+            centre = torch.zeros_like(shape)
+        photos = _group_sum(torch.ones_like(shape[:, :1]), group)
+        if anchor is None:
+            precision[:, : model.identity_size] /= photos
+        else:
+            # Every photo's estimate is evidence of its own, so here the prior counts once for each.
+            precision, centre = anchor * precision, shape
+        shared = _group_sum(shape, group) / photos
+        shape = torch.cat([shared[:, : model.identity_size], shape[:, model.identity_size :]], 1)
+        return LandmarkProblem(
+            mean=mean,
             basis=basis,
-            precision=torch.where(within, one / ACTIVATION_SIGMA**2, one),
-            low=torch.where(within, 0.0 * one, -torch.inf * one),
-            high=torch.where(within, one, torch.inf * one),
+            identities=model.identity_size,
+            precision=precision,
+            centre=centre,
+            low=low,
+            high=high,
             landmarks=landmarks,
             weights=weights,
             camera=camera,
+            group=group,
+            start=FaceState(shape, axis_angle_to_rotation_matrix(turn), translation),
         )
 
-    def points(self, state: _State) -> Float[Tensor, "B 68 3"]:
+    def points(self, state: FaceState) -> Float[Tensor, "B 68 3"]:
+        """The points in model space."""
         return self.mean + (state.shape @ self.basis.flatten(1)).unflatten(1, (-1, 3))
 
-    def energy(self, state: _State) -> Float[Tensor, "B"]:
+    def energy(self, state: FaceState) -> Float[Tensor, "B"]:
+        """Twice the negative logarithm of the posterior of each photo's person, up to a constant."""
         fit = _error(self.points(state), self.landmarks, self.weights, self.camera, state.rotation, state.translation)
-        return fit + (self.precision * state.shape.square()).sum(1)
+        return self.sum_of_person(fit + (self.precision * (state.shape - self.centre).square()).sum(1))
 
-    def linearised(self, state: _State) -> tuple[Float[Tensor, "B 136"], Float[Tensor, "B 136 P"]]:
+    def sum_of_person(self, values: Float[Tensor, "B *N"]) -> Float[Tensor, "B *N"]:
+        """For every photo the sum over all photos of its person."""
+        return _group_sum(values, self.group)
+
+    def photos_of_person(self) -> Float[Tensor, "B"]:
+        """For every photo how many its person has."""
+        return self.sum_of_person(torch.ones_like(self.weights[:, 0]))
+
+    def normal_system(self, state: FaceState) -> tuple[Float[Tensor, "B P P"], Float[Tensor, "B P"]]:
+        """Gauss–Newton's matrix and half the slope of each photo's energy, by shape, turn and translation."""
+        residual, jacobian = self.linearised(state)
+        root = self.weights.sqrt().repeat_interleave(2, 1)[..., None]
+        jacobian, residual = root * jacobian, root * residual[..., None]
+        normal = jacobian.transpose(1, 2) @ jacobian
+        gradient = (jacobian.transpose(1, 2) @ residual)[..., 0]
+        size = len(self.basis)
+        normal.diagonal(dim1=1, dim2=2)[:, :size].add_(self.precision)
+        gradient[:, :size] += self.precision * (state.shape - self.centre)
+        return normal, gradient
+
+    def linearised(self, state: FaceState) -> tuple[Float[Tensor, "B 136"], Float[Tensor, "B 136 P"]]:
         """Pixel errors and their derivatives by shape, a small turn in model axes, and translation."""
         turned = self.points(state) @ state.rotation.transpose(1, 2)
         pixels, by_point, by_turn = _projected(turned, state.translation, self.camera)
@@ -185,15 +256,16 @@ class _Problem:
         jacobian = torch.cat([by_shape, by_turn, by_point], 3).flatten(1, 2)
         return (pixels - self.landmarks).flatten(1), jacobian
 
-    def free(self, state: _State, gradient: Float[Tensor, "B P"]) -> Bool[Tensor, "B P"]:
+    def free(self, state: FaceState, gradient: Float[Tensor, "B P"]) -> Bool[Tensor, "B P"]:
         """Parameters that may move: all but those at a bound that descent would cross."""
         slope = gradient[:, : len(self.basis)]
         held = ((state.shape <= self.low) & (slope > 0)) | ((state.shape >= self.high) & (slope < 0))
         return torch.cat([~held, held.new_ones(len(held), 6)], 1)
 
-    def moved(self, state: _State, step: Float[Tensor, "B P"]) -> _State:
+    def moved(self, state: FaceState, step: Float[Tensor, "B P"]) -> FaceState:
+        """The state after a step, within the bounds."""
         shape, turn, shift = step.split((len(self.basis), 3, 3), 1)
-        return _State(
+        return FaceState(
             torch.minimum(torch.maximum(state.shape + shape, self.low), self.high),
             axis_angle_to_rotation_matrix(turn) @ state.rotation,
             state.translation + shift,
@@ -205,17 +277,51 @@ def _damped_step(
     gradient: Float[Tensor, "B P"],
     free: Bool[Tensor, "B P"],
     damping: Float[Tensor, "B"],
+    group: Int[Tensor, "B"],
+    identities: int,
 ) -> Float[Tensor, "B P"]:
     """Marquardt's step of the free parameters; not a number where the system cannot be solved."""
     kept = free.to(normal)
     diagonal = normal.diagonal(dim1=1, dim2=2)
+    diagonal = torch.cat([_group_sum(diagonal[:, :identities], group), diagonal[:, identities:]], 1)
     ridge = damping[:, None] * diagonal + 1e-9 * diagonal.amax(1, keepdim=True) + 1e-12
-    # Millimetres of depth and radians differ by millions; scaled to a unit diagonal, single precision is enough.
+    # Millimetres of depth and radians differ by millions; scaled to a unit diagonal, single precision is enough. The
+    # scale of a shared identity is that of the person's first photo: ridges differ by rounding only.
     scale = kept * (diagonal + ridge).rsqrt()
+    scale = torch.cat([_of_first(scale[:, :identities], group), scale[:, identities:]], 1)
     system = normal * scale[:, :, None] * scale[:, None, :]
-    system.diagonal(dim1=1, dim2=2).copy_(torch.ones_like(diagonal))
-    factor, _ = torch.linalg.cholesky_ex(system)
-    return -scale * torch.cholesky_solve((scale * gradient)[..., None], factor)[..., 0]
+    downhill = -scale * gradient
+    own, mixed = system[:, identities:, identities:].clone(), system[:, identities:, :identities]
+    own.diagonal(dim1=1, dim2=2).fill_(1.0)
+    factor, _ = torch.linalg.cholesky_ex(own)
+    solved = torch.cholesky_solve(torch.cat([mixed, downhill[:, identities:, None]], 2), factor)
+    # What is left for the identity once every photo has answered it with its own parameters.
+    by_photo = mixed.transpose(1, 2) @ solved
+    people = int(group.max()) + 1 if len(group) else 0
+    shared = _sum_by(system[:, :identities, :identities], group, people)
+    shared.diagonal(dim1=1, dim2=2).fill_(1.0)
+    shared = shared - _sum_by(by_photo[..., :-1], group, people)
+    wanted = _sum_by(downhill[:, :identities, None] - by_photo[..., -1:], group, people)
+    shared_factor, _ = torch.linalg.cholesky_ex(shared)
+    identity = torch.cholesky_solve(wanted, shared_factor)[group]
+    rest = solved[..., -1:] - solved[..., :-1] @ identity
+    return scale * torch.cat([identity, rest], 1)[..., 0]
+
+
+def _sum_by(values: Float[Tensor, "B *N"], group: Int[Tensor, "B"], people: int) -> Float[Tensor, "P *N"]:
+    return values.new_zeros(people, *values.shape[1:]).index_add_(0, group, values)
+
+
+def _group_sum(values: Float[Tensor, "B *N"], group: Int[Tensor, "B"]) -> Float[Tensor, "B *N"]:
+    """Sums over the photos of a person, for every photo."""
+    return _sum_by(values, group, int(group.max()) + 1 if len(group) else 0)[group]
+
+
+def _of_first(values: Float[Tensor, "B *N"], group: Int[Tensor, "B"]) -> Float[Tensor, "B *N"]:
+    """The value of the first photo of each person, for every photo."""
+    places = torch.arange(len(group), device=group.device)
+    first = torch.full_like(places, len(places)).scatter_reduce_(0, group, places, "amin")
+    return values[first[group]]
 
 
 def _projected(turned: Tensor, translation: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,4 +1,4 @@
-"""Aligned crops in memory, and batches drawn from them."""
+"""Aligned crops, and batches drawn from them."""
 
 from __future__ import annotations
 
@@ -63,23 +63,27 @@ def make_batch(
     model: MorphableModel,
     source: str,
     labelled: bool,
-    generator: Generator | None = None,
+    chance: Float[Tensor, "2 B"] | None = None,
+    device: torch.device | None = None,
 ) -> Batch:
-    """Gather crops, with their label meshes if `labelled`; with a generator also augment them.
+    """Gather crops, with their label meshes if `labelled`; with `chance`, see `draw_chance`, also augment them.
 
     Augmentation: unlabelled crops are mirrored by chance; labelled ones change brightness and contrast, because a
-    mirrored face has another mesh.
+    mirrored face has another mesh. Crops stay in main memory; with a `device` the batch is made there from their bytes.
     Raises: ValueError if a mesh is asked for that a crop lacks.
     """
-    size_px = crops.images.shape[-1]
-    image = crops.images[indices].float() / 255.0
-    landmarks, confidence = crops.landmarks[indices], crops.confidence[indices]
-    mask = inside_photo(crops.affine[indices], photo_size=crops.photo_size[indices], size_px=size_px)
-    if generator is not None and labelled:
-        gain, offset = 2.0 * JITTER * (torch.rand(2, len(indices), 1, 1, 1, generator=generator) - 0.5)
+    size_px, device = crops.images.shape[-1], device or crops.landmarks.device
+    if chance is not None:
+        chance = chance.to(device)
+    image = crops.images[indices].to(device).float() / 255.0
+    landmarks, confidence = crops.landmarks[indices].to(device), crops.confidence[indices].to(device)
+    affine, photo_size = crops.affine[indices].to(device), crops.photo_size[indices].to(device)
+    mask = inside_photo(affine, photo_size=photo_size, size_px=size_px)
+    if chance is not None and labelled:
+        gain, offset = 2.0 * JITTER * (chance[:, :, None, None, None] - 0.5)
         image = ((image - 0.5) * (1.0 + gain) + 0.5 + offset).clamp(0.0, 1.0)
-    elif generator is not None:
-        mirrored = torch.rand(len(indices), generator=generator) < 0.5
+    elif chance is not None:
+        mirrored = chance[0] < 0.5
         image = torch.where(mirrored[:, None, None, None], image.flip(3), image)
         mask = torch.where(mirrored[:, None, None], mask.flip(2), mask)
         order = list(MIRRORED_LANDMARKS)
@@ -92,21 +96,27 @@ def make_batch(
         if bool((meshes < 0).any()):
             bare = crops.sample_ids[int(indices[meshes < 0][0])]
             raise ValueError(f"sample {bare} of source {source} has no mesh, expected one; run ingest again")
-        vertices = crops.vertices[meshes]
-        # The crops stay in main memory, wherever the model computes.
-        triangles = model.triangles.to(vertices.device)
+        vertices = crops.vertices[meshes].to(device)
+        triangles = model.triangles.to(device)
         scan = Scan(vertices=vertices, normals=vertex_normals(vertices, triangles), landmarks=model.landmarks(vertices))
     return Batch(
         source=source,
         sample_ids=tuple(crops.sample_ids[place] for place in indices.tolist()),
-        camera=crop_camera(len(indices), size_px),
+        camera=crop_camera(len(indices), size_px, device=device),
         image=image,
         mask=mask,
         landmarks=landmarks,
         confidence=confidence,
-        person=crops.person[indices],
+        person=crops.person[indices].to(device),
         scan=scan,
     )
+
+
+def draw_chance(count: int, *, labelled: bool, generator: Generator) -> Float[Tensor, "2 B"]:
+    """Random numbers in [0, 1) that `make_batch` augments crops by; a part of a batch takes its part of them."""
+    # A mirror image needs one number; the other is not drawn, so that seeds mean what they always meant.
+    drawn = torch.rand(2 if labelled else 1, count, generator=generator)
+    return drawn.expand(2, count)
 
 
 def draw_indices(

@@ -15,7 +15,16 @@ import typer
 from typer.testing import CliRunner
 
 from benchmarks import landmark_accuracy
-from benchmarks.landmark_accuracy import evaluate, main, parse_edges, report, without_nan, write_rows
+from benchmarks.landmark_accuracy import (
+    conventions_of,
+    evaluate,
+    join_evaluations,
+    main,
+    parse_edges,
+    report,
+    without_nan,
+    write_rows,
+)
 from benchmarks.landmark_evaluation import detectors
 from benchmarks.landmark_evaluation.detectors import find_faces, open_detector
 from benchmarks.landmark_evaluation.photos import crop_around, fitted_yaw, open_photos
@@ -73,6 +82,24 @@ def folder(tmp_path: Path) -> Path:
 def write_pts(path: Path, points: np.ndarray) -> None:
     lines = "\n".join(f"{x + 0.5:.6f} {y + 0.5:.6f}" for x, y in points)
     path.write_text(f"version: 1\nn_points: 68\n{{\n{lines}\n}}\n")
+
+
+class TestConventions:
+    def test_pts_files_are_made_by_hand(self, folder: Path) -> None:
+        photos = open_photos(folder)
+        assert photos.names == ["a.jpg", "b.jpg"]
+        assert conventions_of(photos, outlined=True) == {"annotated": [0], "handmade": [1]}
+        assert conventions_of(photos, outlined=False) == {"annotated": [0, 1]}
+        assert conventions_of(open_photos(folder, labels="csv"), outlined=True) == {"annotated": [0, 1]}
+
+    def test_parts_are_joined_in_the_order_of_the_photos(self, folder: Path) -> None:
+        photos = open_photos(folder)
+        near, far = StandIn(face_points()), StandIn(face_points() + 3.0)
+        joined = join_evaluations([evaluate(far, photos, chosen_rows=[1]), evaluate(near, photos, chosen_rows=[0])])
+        assert joined.rows == [0, 1]
+        np.testing.assert_allclose(joined.faces.found, [face_points(), face_points() + 3.0], rtol=1e-6)
+        np.testing.assert_allclose(joined.faces.annotated, photos.points, rtol=1e-6)
+        assert joined.candidates == [1, 1]
 
 
 class TestPhotos:

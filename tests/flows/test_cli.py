@@ -268,3 +268,11 @@ def test_an_unknown_stage_lists_the_stages(tmp_path: Path, call: Call) -> None:
     assert "invalid choice: 'inges'" in done.stderr
     assert "train_self_supervised" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("option", [("--same-person",), ("--refine-steps", "5")])
+def test_options_of_refinement_need_it(tmp_path: Path, option: tuple[str, ...]) -> None:
+    code, text = invoke("reconstruct", "photo.png", "--out", str(tmp_path / "out"), *option)
+    assert code == 2
+    assert text.strip() == f"error: {option[0]} says how to refine, but --refine is missing; add it"
+    assert not (tmp_path / "out").exists()

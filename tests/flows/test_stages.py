@@ -10,7 +10,8 @@ import pytest
 import yaml
 
 from flows import stages
-from flows.stages import FUNCTIONS, run_stage, stage_function
+from flows.__main__ import main
+from flows.stages import FUNCTIONS, SHARED, check_processes, run_stage, stage_function
 from flows.workspace import create_workspace, preset_path
 from tasks.artifacts import Workspace, write_json
 from tasks.params import Params, ParamsError
@@ -38,6 +39,25 @@ def test_the_table_names_functions_of_params_and_workspace(name: str) -> None:
 def test_an_unknown_stage_is_refused() -> None:
     with pytest.raises(ValueError, match="stage 'nope' is unknown, expected one of ingest"):
         stage_function("nope")
+
+
+def test_only_training_stages_run_in_several_processes() -> None:
+    check_processes("ingest", 1)
+    check_processes("train_fused", 4)
+    with pytest.raises(ValueError, match=r"ingest: started in 2 processes, expected 1; .* use python -m flows ingest"):
+        check_processes("ingest", 2)
+    assert set(SHARED) <= set(FUNCTIONS)
+
+
+def test_a_process_beside_the_first_runs_the_plain_function(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = []
+    monkeypatch.setattr(stages, "stage_function", lambda name: lambda params, place: ran.append((name, place.root)))
+    monkeypatch.setattr(stages, "run_stage", lambda *arguments: pytest.fail("a second flow run"))
+    monkeypatch.setattr("flows.__main__.prefect_server", lambda *arguments, **named: pytest.fail("a second server"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    main(["train_fused", "--workspace", str(workspace)])
+    assert ran == [("train_fused", workspace.resolve())]
 
 
 @pytest.mark.slow

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from skimage import color
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from models.face.camera import rotation_from_angles
 from models.metrics import (
+    angle_errors,
     depth_flatness,
     depth_moments,
     landmark_error,
     normal_error,
+    nose_protrusion,
+    peak_signal_to_noise,
     similarity,
     similarity_map,
+    typology_angle,
     vertex_error,
 )
 
@@ -64,6 +71,68 @@ class TestSimilarity:
         image = torch.full((1, 3, 20, 20), 0.4)
         expected = (2 * 0.4 * 0.8 + 1e-4) / (0.4**2 + 0.8**2 + 1e-4)
         assert float(similarity(image, 2 * image, full_mask(image))) == pytest.approx(expected, abs=1e-3)
+
+
+class TestPeakSignalToNoise:
+    def test_is_minus_ten_logs_of_the_mean_square(self) -> None:
+        image = torch.full((1, 3, 8, 8), 0.4)
+        expected = -10 * math.log10(0.1**2)
+        assert float(peak_signal_to_noise(image, image + 0.1, full_mask(image))) == pytest.approx(expected, abs=1e-3)
+
+    def test_only_the_mask_counts(self) -> None:
+        image = noise(1)
+        mask = full_mask(image)
+        mask[:, 20:] = False
+        changed = torch.where(mask[:, None], image + 0.05, 0.0)
+        found = peak_signal_to_noise(image, changed, mask)
+        kept = peak_signal_to_noise(image[:, :, :20], changed[:, :, :20], mask[:, :20])
+        torch.testing.assert_close(found, kept)
+
+    def test_equal_images_and_empty_masks(self) -> None:
+        image = noise(1)
+        assert float(peak_signal_to_noise(image, image, full_mask(image))) == 100.0
+        assert peak_signal_to_noise(image, image, torch.zeros(1, 40, 40, dtype=torch.bool)).isnan().all()
+
+
+class TestPose:
+    def test_angles_are_compared_one_by_one(self) -> None:
+        first = rotation_from_angles(*torch.tensor([[0.5], [0.1], [-0.2]]))
+        second = rotation_from_angles(*torch.tensor([[0.4], [0.15], [-0.2]]))
+        expected = torch.tensor([0.1, 0.05, 0.0]).rad2deg()
+        torch.testing.assert_close(torch.cat(angle_errors(first, second)), expected, atol=1e-3, rtol=0)
+
+    def test_a_difference_goes_the_short_way_round(self) -> None:
+        first = rotation_from_angles(*torch.tensor([[3.1], [0.0], [0.0]]))
+        second = rotation_from_angles(*torch.tensor([[-3.1], [0.0], [0.0]]))
+        yaw, _, _ = angle_errors(first, second)
+        assert float(yaw) == pytest.approx(math.degrees(2 * math.pi - 6.2), abs=1e-2)
+
+
+class TestNose:
+    def test_protrusion_is_measured_from_the_plane_of_eyes_and_mouth(self) -> None:
+        points = torch.zeros(1, 68, 3)
+        points[0, 36], points[0, 45] = torch.tensor([-45.0, 30.0, 0.0]), torch.tensor([45.0, 30.0, 0.0])
+        points[0, 48], points[0, 54] = torch.tensor([-25.0, -35.0, 0.0]), torch.tensor([25.0, -35.0, 0.0])
+        points[0, 30] = torch.tensor([0.0, -5.0, 22.0])
+        assert float(nose_protrusion(points)) == pytest.approx(22.0, abs=1e-4)
+        turn = torch.linalg.qr(torch.randn(3, 3, generator=torch.Generator().manual_seed(0)))[0]
+        turn = turn * turn.det()
+        assert float(nose_protrusion(points @ turn.T + 100.0)) == pytest.approx(22.0, abs=1e-3)
+
+
+class TestTypology:
+    def test_agrees_with_another_implementation(self) -> None:
+        colours = torch.rand(50, 3, generator=torch.Generator().manual_seed(0))
+        lightness, _, blue = color.rgb2lab(colours.double().numpy()).T
+        expected = np.degrees(np.arctan2(lightness - 50.0, blue))
+        found = typology_angle(colours.double()).numpy()
+        # Two ways to write white differ in the fourth digit.
+        away = np.abs((found - expected + 180.0) % 360.0 - 180.0)
+        assert away.max() < 0.2
+
+    def test_light_skin_is_high_and_dark_skin_is_low(self) -> None:
+        light, tan, dark = typology_angle(torch.tensor([[0.96, 0.84, 0.77], [0.78, 0.58, 0.45], [0.3, 0.19, 0.14]]))
+        assert light > 41 > tan > 10 > dark
 
 
 class TestLandmarkError:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tasks.charts import by_yaw, colour_bar, error_distribution, read_curve, training_curves
+from tasks.charts import by_part, colour_bar, error_distribution, gains, read_curve, training_curves
 
 TITLES = {"mean_face": "mean face", "refusion": "re-fused"}
 
@@ -71,14 +71,25 @@ def test_yaw_bars_skip_what_nobody_measured() -> None:
     measures = {"landmark_nme": ("NME", 100.0), "scan_error_mm_median": ("scan", 1.0)}
     block = {"by_yaw": {"0-30": {"landmark_nme": 0.02, "scan_error_mm_median": None},
                         "30-60": {"landmark_nme": None, "scan_error_mm_median": None}}}  # fmt: skip
-    one = by_yaw({"mean_face": block, "refusion": block}, measures, TITLES)
+    one = by_part({"mean_face": block, "refusion": block}, "by_yaw", measures, TITLES, str)
     block = {"by_yaw": {"0-30": {"landmark_nme": 0.02, "scan_error_mm_median": 1.0}}}
-    two = by_yaw({"mean_face": block, "refusion": block}, measures, TITLES)
+    two = by_part({"mean_face": block, "refusion": block}, "by_yaw", measures, TITLES, str)
     assert one is not None
     assert two is not None
     assert size(two)[0] == pytest.approx(2 * size(one)[0], abs=2)
     nothing = {"by_yaw": {"0-30": {"landmark_nme": None, "scan_error_mm_median": None}}}
-    assert by_yaw({"refusion": nothing}, measures, TITLES) is None
+    assert by_part({"refusion": nothing}, "by_yaw", measures, TITLES, str) is None
+
+
+def test_gains_are_drawn_for_all_but_the_mean_face() -> None:
+    measures = {"landmark_nme": ("NME", 100.0), "similarity": ("similarity", 1.0)}
+    known = {"landmark_nme": -0.01, "landmark_nme_low": -0.02, "landmark_nme_high": -0.005, "similarity": None}
+    one = gains({"mean_face": {}, "refusion": {"versus_mean_face": known}}, measures, TITLES)
+    two = gains({"mean_face": {}, "refusion": {"versus_mean_face": known | {"similarity": 0.1}}}, measures, TITLES)
+    assert one is not None
+    assert two is not None
+    assert size(two)[0] > size(one)[0] + 200
+    assert gains({"mean_face": {"versus_mean_face": known}}, measures, TITLES) is None
 
 
 def test_charts_are_the_same_every_time() -> None:

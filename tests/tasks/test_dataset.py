@@ -62,6 +62,38 @@ def test_splits_and_sources_are_chosen(workspace: Workspace) -> None:
     assert len(scans) == 9
 
 
+def test_many_crops_are_mapped_and_not_read(workspace: Workspace, tables: Any) -> None:
+    expected = load_crops(workspace, tiny_params(), split="train").images
+    few = tiny_params(project={"max_crops_in_memory": 17})
+    mapped = load_crops(workspace, few, split="train").images
+    folder = workspace.root / ".mien" / "crops"
+    (file,) = folder.iterdir()
+    maps = Path("/proc/self/maps")
+    assert not maps.exists() or str(file) in maps.read_text()
+    assert file.stat().st_size == expected.numel()
+    assert torch.equal(mapped[[3, 0, 17]], expected[[3, 0, 17]])
+    # Nothing that a batch does may reach the file.
+    mapped[0] = 0
+    made = file.stat().st_mtime_ns
+    assert torch.equal(load_crops(workspace, few, split="train").images, expected)
+    assert file.stat().st_mtime_ns == made
+    # Nine scans are few; other crops of the same table lie beside the first, those of another table replace them.
+    load_crops(workspace, few, split="train", sources=["scans"])
+    assert list(folder.iterdir()) == [file]
+    rows, meshes, crops = tables
+    write_clean(workspace, [{**row, "width": 401} for row in rows], meshes, crops)
+    load_crops(workspace, few, split="train")
+    (other,) = folder.iterdir()
+    assert other != file
+
+
+def test_an_unreadable_set_leaves_no_file(workspace: Workspace) -> None:
+    (workspace.folder("validate_labels") / "crops-00001.parquet").unlink()
+    with pytest.raises(ValueError, match="9 crops for 18 rows"):
+        load_crops(workspace, tiny_params(project={"max_crops_in_memory": 4}), split="train")
+    assert list((workspace.root / ".mien" / "crops").iterdir()) == []
+
+
 def test_a_split_without_any_mesh_can_be_read(workspace: Workspace) -> None:
     found = load_crops(workspace, tiny_params(), split="train", sources=["photos"])
     assert len(found) == 9

@@ -171,7 +171,7 @@ class TestTrainDetector:
         folder = workspace.folder("train_detector")
         content = load_checkpoint(folder / "checkpoint.pt")
         assert content["outline"]
-        assert content["weights"]["outline_head.offsets.bias"].abs().max() > 0.0
+        assert content["weights"]["outline_head.guess.bias"].abs().max() > 0.0
         detector = open_detector(params, workspace, convention="handmade")
         errors = []
         for row in samples(workspace):

@@ -158,6 +158,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory, params: Params, model: M
 class LoggedRun:
     """Stands in for the MLflow run, whose database takes longer than all the rest; it has tests of its own."""
 
+    run_id = "0a1b2c"
+
     def __init__(self) -> None:
         self.logged: dict[str, float] = {}
         self.files: list[str] = []
@@ -194,7 +196,16 @@ def test_the_run_remembers_numbers_and_report(evaluated: Path, run: LoggedRun) -
 
 def test_metrics_have_a_block_for_the_baseline_and_every_stage(evaluated: Path) -> None:
     metrics = json.loads((evaluated / "metrics.json").read_text())
-    assert list(metrics) == ["mean_face", "geometry", "self_supervised", "supervised", "fused", "refusion"]
+    assert list(metrics) == [
+        "mean_face",
+        "optimised",
+        "geometry",
+        "self_supervised",
+        "supervised",
+        "fused",
+        "refusion",
+        "refined",
+    ]
     wanted = {
         "scan_error_mm_median",
         "scan_error_mm_mean",
@@ -206,6 +217,13 @@ def test_metrics_have_a_block_for_the_baseline_and_every_stage(evaluated: Path) 
         "landmark_nme",
         "pose_error_deg",
         "similarity",
+        "psnr_db",
+        "nose_error_mm",
+        "nose_ratio",
+        "yaw_error_deg",
+        "vertex_error_mm_low",
+        "scan_error_mm_median_high",
+        "depth_slope_low",
     }
     for name, block in metrics.items():
         assert wanted <= set(block), name
@@ -217,13 +235,24 @@ def test_metrics_have_a_block_for_the_baseline_and_every_stage(evaluated: Path) 
         }
         assert 0.1 < block["vertex_error_mm"] < 20
         assert sum(values["photos"] for values in block["by_source"].values()) == 7
+        assert sum(values["photos"] for values in block["by_tone"].values()) == 7
+        assert set(block["by_tone"]) == {"light", "medium", "dark"}
+        gain = block["versus_mean_face"]
+        expected = block["vertex_error_mm"] - metrics["mean_face"]["vertex_error_mm"]
+        assert gain["vertex_error_mm"] == pytest.approx(expected, abs=1e-4)
+        assert gain["vertex_error_mm_low"] <= gain["vertex_error_mm"] <= gain["vertex_error_mm_high"]
     # The mean face has no relief of its own, and finds its pose from nearly exact landmarks.
     assert metrics["mean_face"]["depth_slope"] == pytest.approx(0.0, abs=1e-4)
     assert metrics["mean_face"]["depth_correlation"] is None
     assert metrics["mean_face"]["pose_error_deg"] < 12
     assert metrics["mean_face"]["similarity"] > 0.5
+    # From nearly exact landmarks the fit finds more than the mean face does.
+    assert metrics["optimised"]["vertex_error_mm"] < metrics["mean_face"]["vertex_error_mm"]
+    assert metrics["optimised"]["landmark_nme"] < metrics["mean_face"]["landmark_nme"]
     # All trained blocks hold the same untrained network.
     assert metrics["fused"] == metrics["refusion"] == metrics["supervised"]
+    # Whose answer refinement leaves far behind.
+    assert metrics["refined"]["landmark_nme"] < 0.5 * metrics["refusion"]["landmark_nme"]
 
 
 def test_every_photo_of_the_test_split_has_a_row_per_block(evaluated: Path) -> None:
@@ -243,10 +272,26 @@ def test_the_report_is_one_file_with_its_pictures(evaluated: Path) -> None:
     assert len(page) < 6e6
     assert not re.search(r"""(src|href)\s*=\s*["'](?!data:)""", page)
     assert "7 photos of 4 persons" in page
-    for heading in ("At a glance", "Stage by stage", "Best, median, worst", "How it learned"):
+    assert "MLflow run <code>0a1b2c</code>" in page
+    for heading in (
+        "At a glance",
+        "Stage by stage",
+        "Part by part",
+        "Light skin and dark",
+        "Best, median, worst",
+        "How it learned",
+    ):
         assert heading in page
     drawn = {path.name for path in (evaluated / "pictures").iterdir()}
-    assert {"overview.png", "error_distribution.png", "by_yaw.png", "face_best_1.png", "curve_train_fused.png"} <= drawn
+    assert {
+        "overview.png",
+        "error_distribution.png",
+        "by_yaw.png",
+        "by_tone.png",
+        "gains.png",
+        "face_best_1.png",
+        "curve_train_fused.png",
+    } <= drawn
     overview = cv2.imread(str(evaluated / "pictures" / "overview.png"))
     assert overview.shape == (3 * 200 + 2 * 4, 3 * 200 + 2 * 4, 3)
     # The upper two rows show the same photos, without and with a face over them.

@@ -17,10 +17,13 @@ from models.training.data import CropSet
 from models.types import Batch, FaceCoefficients, Rendering
 from tasks.measure import (
     SCAN_POINTS,
+    compare,
     join_coefficients,
     measure_stage,
+    person_tone_deg,
     prepare_truth,
     summarize,
+    tone_groups,
     true_yaw_deg,
     yaw_bins,
 )
@@ -112,6 +115,10 @@ def test_the_truth_is_measured_as_perfect(model: MorphableModel, faces: FaceCoef
     assert block["landmark_nme"] < 1e-5
     assert block["pose_error_deg"] < 0.1
     assert block["similarity"] > 0.99
+    assert block["psnr_db"] > 45
+    assert block["nose_ratio"] == pytest.approx(1.0, abs=1e-4)
+    assert max(block[f"{name}_error_mm"] for name in ("nose", "mouth", "forehead", "cheeks", "region")) < 1e-3
+    assert max(block[f"{name}_error_deg"] for name in ("yaw", "pitch", "roll")) < 0.1
     assert (block["photos"], block["persons"], block["photos_with_mesh"]) == (5, 4, 4)
     torch.testing.assert_close(found.coefficients.identity, faces.identity)
 
@@ -125,6 +132,58 @@ def test_the_mean_face_keeps_no_relief(model: MorphableModel, faces: FaceCoeffic
     assert block["vertex_error_mm"] > 0.5
     assert block["vertex_error_mm"] > block["scan_error_mm_mean"] > block["scan_error_mm_median"] > 0.1
     assert block["pose_error_deg"] < 0.1
+    for name in ("vertex_error_mm", "scan_error_mm_median", "scan_error_scaled_mm_median", "nose_error_mm"):
+        assert 0.0 < block[f"{name}_low"] <= block[name] <= block[f"{name}_high"], name
+    assert block["depth_slope_low"] == pytest.approx(0.0, abs=1e-3)
+    assert block["depth_correlation_low"] is None
+    # Nose, mouth, forehead and cheeks explain less than the whole face, as each is aligned by itself.
+    assert block["region_error_mm"] < block["vertex_error_mm"]
+
+
+def test_intervals_can_be_left_out(model: MorphableModel, faces: FaceCoefficients, crops: CropSet) -> None:
+    found = measure_stage(predict_as(model, faces), crops, model=model, truth=prepare_truth(model, crops), batch_size=5)
+    everyone = np.ones(len(crops), dtype=bool)
+    full = summarize(found, crops.person.numpy(), everyone)
+    bare = summarize(found, crops.person.numpy(), everyone, intervals=False)
+    assert {name for name in full if not name.endswith(("_low", "_high"))} == set(bare)
+    assert all(full[name] == value for name, value in bare.items())
+
+
+def test_a_difference_to_a_baseline_has_an_interval(
+    model: MorphableModel, faces: FaceCoefficients, crops: CropSet
+) -> None:
+    truth = prepare_truth(model, crops)
+    flat = replace(faces, identity=torch.zeros_like(faces.identity))
+    half = replace(faces, identity=0.5 * faces.identity)
+    mean, better = (
+        measure_stage(predict_as(model, shape), crops, model=model, truth=truth, batch_size=5) for shape in (flat, half)
+    )
+    found = compare(better, mean, crops.person.numpy())
+    expected = np.nanmean(better.values["vertex_error_mm"] - mean.values["vertex_error_mm"])
+    assert found["vertex_error_mm"] == pytest.approx(expected, abs=1e-5)
+    assert found["vertex_error_mm_low"] <= found["vertex_error_mm"] <= found["vertex_error_mm_high"] < 0.0
+    assert found["pose_error_deg"] == 0.0
+    # Half the coefficients keep half of the relief.
+    block = summarize(better, crops.person.numpy(), np.ones(len(crops), dtype=bool))
+    assert block["depth_slope"] == pytest.approx(0.5, abs=0.05)
+    assert 0.4 < block["depth_slope_low"] <= block["depth_slope"] <= block["depth_slope_high"] < 0.6
+
+
+def test_tones_are_those_of_the_person(model: MorphableModel, faces: FaceCoefficients) -> None:
+    persons = np.array([0, 0, 1, 2, 3])
+    albedo = torch.zeros_like(faces.albedo)
+    tone = person_tone_deg(model, replace(faces, albedo=albedo), persons)
+    assert np.ptp(tone) < 1e-6
+    albedo[0, 0] = 2.0
+    changed = person_tone_deg(model, replace(faces, albedo=albedo), persons)
+    assert changed[0] == changed[1] != tone[1]
+    np.testing.assert_allclose(changed[2:], tone[2:])
+    groups = tone_groups(np.array([70.0, 41.0, 40.9, 10.0, 9.9, -60.0]))
+    assert {name: chosen.tolist() for name, chosen in groups.items()} == {
+        "light": [True, True, False, False, False, False],
+        "medium": [False, False, True, True, False, False],
+        "dark": [False, False, False, False, True, True],
+    }
 
 
 def test_what_a_photo_has_no_truth_for_stays_unknown(
@@ -132,7 +191,7 @@ def test_what_a_photo_has_no_truth_for_stays_unknown(
 ) -> None:
     found = measure_stage(predict_as(model, faces), crops, model=model, truth=prepare_truth(model, crops), batch_size=5)
     last = {name: bool(np.isfinite(values[-1])) for name, values in found.values.items()}
-    assert [name for name, known in last.items() if known] == ["similarity"]
+    assert [name for name, known in last.items() if known] == ["similarity", "psnr_db"]
     block = summarize(found, crops.person.numpy(), np.arange(len(crops)) == 4)
     unknown = {name for name, value in block.items() if value is None}
     assert "similarity" not in unknown

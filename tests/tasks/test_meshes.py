@@ -1,4 +1,4 @@
-"""Label meshes: three formats, and everything that can be wrong with one."""
+"""Label meshes in the model's topology: three formats, and everything that can be wrong with one."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import trimesh
 
 from tasks.annotations import AnnotationError
 from tasks.meshes import read_mesh
+from tests.tiny_face import tiny_face
 
-MEAN = (100 * np.random.default_rng(0).standard_normal((12, 3))).astype(np.float32)
-MESH = MEAN + np.float32(1.5)
-# Vertex 11 belongs to no triangle, and the uv seam would split vertices in a general reader.
+MODEL = tiny_face()
+MESH = MODEL.mean.numpy() + np.float32(1.5)
+# Most vertices belong to no triangle, and the uv seam would split vertices in a general reader.
 TRIANGLES = np.array([[0, 1, 2], [2, 3, 4], [5, 6, 7], [8, 9, 10]])
 
 
@@ -37,28 +38,42 @@ def write(path: Path, vertices: np.ndarray) -> Path:
 
 def reason(path: Path) -> str:
     with pytest.raises(AnnotationError) as caught:
-        read_mesh(path, mean=MEAN)
+        read_mesh(path, model=MODEL)
     assert "\n" not in str(caught.value)
     return caught.value.reason
 
 
 @pytest.mark.parametrize("suffix", [".obj", ".ply", ".npy"])
 def test_vertices_keep_their_order(tmp_path: Path, suffix: str) -> None:
-    vertices = read_mesh(write(tmp_path / f"mesh{suffix}", MESH), mean=MEAN)
-    assert vertices.dtype == np.float32
-    np.testing.assert_allclose(vertices, MESH, atol=1e-4)
+    label = read_mesh(write(tmp_path / f"mesh{suffix}", MESH), model=MODEL)
+    assert label.vertices.dtype == np.float32
+    assert (label.fit_error_mm, label.coverage, label.registered) == (0.0, 1.0, False)
+    np.testing.assert_allclose(label.vertices, MESH, atol=1e-4)
 
 
 def test_flat_array_of_the_right_length(tmp_path: Path) -> None:
-    np.testing.assert_array_equal(read_mesh(write(tmp_path / "mesh.npy", MESH.ravel()), mean=MEAN), MESH)
+    path = write(tmp_path / "mesh.npy", MESH.ravel())
+    np.testing.assert_array_equal(read_mesh(path, model=MODEL).vertices, MESH)
 
 
-@pytest.mark.parametrize("suffix", [".obj", ".ply", ".npy"])
-def test_wrong_size(tmp_path: Path, suffix: str) -> None:
-    path = write(tmp_path / f"mesh{suffix}", MESH[:11])
+def test_an_array_of_another_length_cannot_be_registered(tmp_path: Path) -> None:
+    path = write(tmp_path / "mesh.npy", MESH[:11])
     assert reason(path) == "mesh_wrong_size"
-    with pytest.raises(AnnotationError, match=r"vertices 11 x 3, expected 12 x 3 as in the face model"):
-        read_mesh(path, mean=MEAN)
+    with pytest.raises(AnnotationError, match=r"vertices 11 x 3, expected 210 x 3 as in the face model, or OBJ or PLY"):
+        read_mesh(path, model=MODEL)
+
+
+@pytest.mark.parametrize("suffix", [".obj", ".ply"])
+def test_another_topology_needs_landmarks(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"mesh{suffix}", MESH[:11])
+    assert reason(path) == "landmarks_missing"
+    with pytest.raises(AnnotationError, match=r"put mesh.landmarks.csv beside it"):
+        read_mesh(path, model=MODEL)
+
+
+def test_points_without_a_surface(tmp_path: Path) -> None:
+    (tmp_path / "mesh.obj").write_text("v 0 0 0\nv 1 0 0\nv 0 1 0\n", encoding="utf-8")
+    assert reason(tmp_path / "mesh.obj") == "mesh_without_triangles"
 
 
 @pytest.mark.parametrize("suffix", [".obj", ".npy"])
@@ -71,6 +86,12 @@ def test_not_finite(tmp_path: Path, suffix: str) -> None:
 def test_centimetres_and_metres_are_noticed(tmp_path: Path) -> None:
     for number, scale in enumerate((0.1, 0.001, 10.0)):
         assert reason(write(tmp_path / f"mesh{number}.npy", scale * MESH)) == "mesh_wrong_scale"
+
+
+@pytest.mark.parametrize(("unit", "scale"), [("cm", 0.1), ("m", 0.001), ("unknown", 0.037)])
+def test_units(tmp_path: Path, unit: str, scale: float) -> None:
+    path = write(tmp_path / "mesh.npy", scale * MODEL.mean.double().numpy())
+    np.testing.assert_allclose(read_mesh(path, model=MODEL, unit=unit).vertices, MODEL.mean.numpy(), rtol=1e-4)
 
 
 def test_missing_and_unknown_files(tmp_path: Path) -> None:
@@ -88,6 +109,8 @@ def test_missing_and_unknown_files(tmp_path: Path) -> None:
         ("mesh.ply", b"\x00\x01"),
         ("mesh.obj", b"v 1 2\nv 1 2 3\n"),
         ("mesh.obj", b"v one two three\n"),
+        ("mesh.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 4\n"),
+        ("mesh.obj", b"v 0 0 0\nv 1 0 0\nv 0 1 0\nf 1 2 -4\n"),
     ],
 )
 def test_broken_files(tmp_path: Path, name: str, content: bytes) -> None:

@@ -13,8 +13,9 @@ import trimesh
 from PIL import Image
 
 from tasks.artifacts import Workspace, load_checkpoint, save_checkpoint
+from tasks.face_reader import open_champion
 from tasks.params import load_params
-from tasks.reconstruct import ReconstructionError, open_champion, read_face, reconstruct_photos
+from tasks.reconstruct import ReconstructionError, Refinement, read_face, reconstruct_photos
 from tests.tasks.trained_workspace import PHOTO_SIZE_PX, front_points, write_photo
 
 
@@ -183,3 +184,60 @@ def test_folder_without_photos_and_file_as_out(registered: Workspace, tmp_path: 
     photo = write_photo(tmp_path / "face.png")
     with pytest.raises(ValueError, match="is a file, expected a folder"):
         reconstruct_photos([photo], photo, workspace=registered)
+
+
+def test_refinement_is_nearer_to_the_points_and_says_so(registered: Workspace, tmp_path: Path) -> None:
+    photo = write_photo(tmp_path / "face.png", 400)
+    table = landmark_table(tmp_path / "points.csv", {"face.png": front_points(400)})
+    misses, documents = {}, {}
+    for name, refinement in (
+        ("plain", None),
+        ("landmarks", Refinement(photo_steps=0)),
+        ("photo", Refinement(photo_steps=5)),
+    ):
+        written = reconstruct_photos(
+            [photo], tmp_path / name, workspace=registered, landmarks=table, refinement=refinement
+        )
+        documents[name] = json.loads(written[2].read_text())
+        points = np.array(documents[name]["landmarks"]["projected_px"])
+        misses[name] = np.linalg.norm(points - front_points(400), axis=1).mean()
+        expected = "not refined" if refinement is None else "refined"
+        assert f"face of face.png, {expected};" in written[0].read_text().splitlines()[0]
+        with Image.open(written[1]) as drawn:
+            assert drawn.info["face"] == expected
+    assert documents["plain"]["refinement"] is None
+    assert documents["photo"]["refinement"] == {"landmark_steps": 4, "photo_steps": 5, "same_person_as": []}
+    assert misses["landmarks"] < 0.5 * misses["plain"]
+    assert misses["photo"] < 0.5 * misses["plain"]
+    # The mesh that is written is the refined one.
+    mesh = trimesh.load(tmp_path / "photo" / "face.obj", process=False)
+    model = open_champion(load_params(registered.params), registered).reconstructor.model
+    pixels = projected(documents["photo"], mesh.vertices)[model.landmark_vertices.numpy()]
+    assert np.abs(pixels - np.array(documents["photo"]["landmarks"]["projected_px"])).max() < 0.02
+
+
+def test_photos_of_one_person_share_identity_and_albedo(
+    registered: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos = [write_photo(tmp_path / f"{size}.png", size) for size in (PHOTO_SIZE_PX, 400)]
+    (tmp_path / "text.png").write_text("no photo")
+    written = []
+    with pytest.raises(ReconstructionError, match="1 of 3 photos could not be reconstructed"):
+        reconstruct_photos(
+            [photos[0], tmp_path / "text.png", photos[1]],
+            tmp_path / "out",
+            workspace=registered,
+            refinement=Refinement(photo_steps=2, same_person=True),
+        )
+    assert "not_an_image" in capsys.readouterr().err
+    written = [json.loads((tmp_path / "out" / f"{photo.stem}.json").read_text()) for photo in photos]
+    first, second = (document["coefficients"] for document in written)
+    assert first["identity"] == second["identity"]
+    assert first["albedo"] == second["albedo"]
+    assert first["lighting"] != second["lighting"]
+    assert written[0]["refinement"]["same_person_as"] == ["400.png"]
+    alone = reconstruct_photos(
+        photos, tmp_path / "alone", workspace=registered, refinement=Refinement(photo_steps=2, same_person=False)
+    )
+    apart = [json.loads(path.read_text())["coefficients"]["identity"] for path in alone if path.suffix == ".json"]
+    assert apart[0] != apart[1]

@@ -5,23 +5,23 @@ from __future__ import annotations
 import base64
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 from tasks.artifacts import Workspace, write_json
-from tasks.report import (
+from tasks.report import data_table, data_uri, landmark_table, read_ablation, read_rounds, render_report
+from tasks.report_tables import (
     COLUMNS,
+    POSE_COLUMNS,
+    REGION_COLUMNS,
     TITLES,
-    data_table,
-    data_uri,
     headlines,
-    landmark_table,
     number,
-    read_rounds,
-    render_report,
     source_table,
     stage_table,
+    tone_table,
+    verdict,
     yaw_table,
 )
 
@@ -36,7 +36,12 @@ def metrics() -> dict[str, Any]:
     found["mean_face"] |= {"scan_error_mm_median": 2.0, "similarity": 0.4, "pose_error_deg": 2.0}
     found["refusion"] |= {"scan_error_mm_median": 1.0, "similarity": 0.8, "pose_error_deg": 2.5, "landmark_nme": 0.0123}
     return {
-        name: {**values, "by_yaw": {"0-30": dict(values)}, "by_source": {"photos": dict(values), "scans": dict(values)}}
+        name: {
+            **values,
+            "by_yaw": {"0-30": dict(values)},
+            "by_tone": {"dark": dict(values)},
+            "by_source": {"photos": dict(values), "scans": dict(values)},
+        }
         for name, values in found.items()
     }
 
@@ -52,6 +57,13 @@ def context(**changes: Any) -> dict[str, Any]:
         "headlines": headlines(found),
         "stages": stage_table(found),
         "yaw": yaw_table(found),
+        "regions": stage_table(found, REGION_COLUMNS),
+        "angles": stage_table(found, POSE_COLUMNS),
+        "tones": tone_table(found),
+        "verdict": verdict(found),
+        "ablation": {},
+        "lessons": [],
+        "run": {"id": "0a1b2c", "uri": "sqlite:////work/mlflow.db"},
         "sources": source_table(found),
         "data": [],
         "curves": {},
@@ -93,7 +105,7 @@ def test_the_best_of_each_column_is_marked_and_the_unknown_is_not() -> None:
 def test_bins_show_both_the_model_and_the_mean_face() -> None:
     (row,) = yaw_table(metrics())["rows"]
     assert row["title"] == "0–30°"
-    assert row["cells"][0] == {"text": "1.00", "base": "2.00"}
+    assert row["cells"][0] == {"text": "1.00", "base": "2.00", "interval": ""}
 
 
 def test_sources_have_a_section_where_there_are_several() -> None:
@@ -109,7 +121,14 @@ def test_sources_have_a_section_where_there_are_several() -> None:
 
 @pytest.mark.parametrize(
     ("value", "factor", "decimals", "text"),
-    [(1.236, 1, 2, "1.24"), (0.0123, 100, 1, "1.2"), (None, 1, 2, "–"), (float("nan"), 1, 2, "–"), (0.0, 1, 0, "0")],
+    [
+        (1.236, 1, 2, "1.24"),
+        (0.0123, 100, 1, "1.2"),
+        (None, 1, 2, "–"),
+        (float("nan"), 1, 2, "–"),
+        (0.0, 1, 0, "0"),
+        (-1e-6, 1, 2, "0.00"),
+    ],
 )
 def test_numbers_are_printed_for_people(value: float | None, factor: float, decimals: int, text: str) -> None:
     assert number(value, factor, decimals) == text
@@ -123,6 +142,81 @@ def test_the_page_is_one_file_without_a_network() -> None:
     assert 'src="data:image/png;base64,' in page
     assert "50 % better" in page
     assert "25 % worse" in page
+
+
+def test_intervals_stand_below_their_numbers() -> None:
+    found = metrics()
+    found["refusion"] |= {"scan_error_mm_median_low": 0.9, "scan_error_mm_median_high": 1.1}
+    assert headlines(found)[0]["interval"] == "0.90…1.10"
+    row = next(row for row in stage_table(found)["rows"] if row["final"])
+    assert [cell["interval"] for cell in row["cells"]][:2] == ["0.90…1.10", ""]
+    assert "<small" in render_report(context(stages=stage_table(found)))
+    assert "0.90…1.10" in render_report(context(stages=stage_table(found)))
+
+
+@pytest.mark.parametrize(
+    ("ends", "words"),
+    [
+        ((-0.5, -0.7, -0.3), "0.50 mm (12 %) nearer to"),
+        ((-0.1, -0.3, 0.1), "which may be nothing"),
+        ((0.4, 0.2, 0.6), "so it is a loss"),
+    ],
+)
+def test_the_verdict_says_what_the_interval_allows(ends: tuple[float, float, float], words: str) -> None:
+    found = metrics()
+    assert verdict(found) == []
+    names = ("vertex_error_mm", "vertex_error_mm_low", "vertex_error_mm_high")
+    found["mean_face"]["vertex_error_mm"] = 4.0
+    found["optimised"]["vertex_error_mm"] = 3.7
+    found["refusion"] |= {"vertex_error_mm": 3.5, "versus_mean_face": dict(zip(names, ends, strict=True))}
+    sentences = verdict(found)
+    assert words in sentences[0]
+    assert "without a network, reaches 3.70 mm; the model 3.50 mm" in sentences[-1]
+    assert words in render_report(context(verdict=sentences))
+
+
+def test_the_run_can_be_found() -> None:
+    page = render_report(context())
+    assert "MLflow run <code>0a1b2c</code>" in page
+    assert "mlflow ui --backend-store-uri sqlite:////work/mlflow.db" in page
+    page = render_report(context(run={"id": "0a1b2c", "uri": "https://mlflow.example.org"}))
+    assert 'href="https://mlflow.example.org/#/runs/0a1b2c"' in page
+
+
+class TestAblation:
+    CONTENT: ClassVar[dict[str, Any]] = {
+        "command": "mien experiment ablation",
+        "reference": "fused",
+        "columns": {"vertex_error_mm": "vertex error, mm", "landmark_nme": "NME, %"},
+        "headline": {"sentence": "three stages beat one"},
+        "rows": [
+            {
+                "name": "self_supervised",
+                "title": "photos only",
+                "seeds": [0, 1],
+                "numbers": {"vertex_error_mm": {"mean": 3.5, "deviation": 0.04}, "landmark_nme": {"mean": 0.015}},
+                "against_reference": {"vertex_error_mm": {"difference": 0.1, "low": 0.05, "high": 0.15}},
+            },
+            {"name": "fused", "title": "three stages", "seeds": [0, 1], "numbers": {}},
+        ],
+    }
+
+    def test_it_is_read_and_shown(self, tmp_path: Path) -> None:
+        write_json(tmp_path / "experiment" / "ablation.json", self.CONTENT)
+        found = read_ablation(Workspace(tmp_path), Path("experiment"))
+        assert found["picture"] is None
+        assert found["rows"][0]["cells"] == [{"text": "3.50", "spread": "0.04"}, {"text": "1.50", "spread": "–"}]
+        assert found["rows"][0]["gap"] == "+0.10 [+0.05, +0.15]"
+        assert (found["rows"][1]["gap"], found["rows"][1]["final"]) == ("–", True)
+        page = render_report(context(ablation=found))
+        for text in ("What each part is worth", "2 seeds", "three stages beat one", "mien experiment ablation"):
+            assert text in page
+
+    def test_none_is_none_and_a_missing_one_is_named(self, tmp_path: Path) -> None:
+        assert read_ablation(Workspace(tmp_path), None) == {}
+        assert "What each part is worth" not in render_report(context())
+        with pytest.raises(ValueError, match=r"evaluate.ablation: .*ablation.json holds no ablation; run `mien exp"):
+            read_ablation(Workspace(tmp_path), Path("nowhere"))
 
 
 def test_what_users_wrote_is_escaped() -> None:

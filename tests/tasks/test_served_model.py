@@ -13,7 +13,13 @@ from PIL import Image
 
 from models.face.crop import crop_affine as training_affine
 from models.face.crop import warp_crop
-from models.landmarks.cascade import REFINEMENTS, UNBOXED_REFINEMENTS, HierarchicalDetector
+from models.landmarks.cascade import (
+    LIKELY_BOX_SCORE,
+    MIN_BOX_SCORE,
+    REFINEMENTS,
+    UNBOXED_REFINEMENTS,
+    HierarchicalDetector,
+)
 from models.landmarks.finder import find_faces
 from models.landmarks.framing import FLIP_PERMUTATION, FRAME_SCALE, cut_frames, frame_affine, tight_frame
 from models.landmarks.portable import finder_settings
@@ -102,7 +108,7 @@ def served_finder(faces: list[np.ndarray], boxes: BoxFinder | None) -> FaceFinde
         "unboxed_refinements": UNBOXED_REFINEMENTS,
         "confidence_sigma": 0.02,
         "min_face_score": 0.5,
-        "finder": {**finder_settings(), "min_score": 0.3},
+        "finder": finder_settings() | {"min_score": MIN_BOX_SCORE, "likely_score": LIKELY_BOX_SCORE},
     }
     return FaceFinder(ReaderSession(CoordinateReader(faces)), settings, boxes and FinderSession(boxes))
 
@@ -143,7 +149,7 @@ def test_boxes_are_those_of_the_finder() -> None:
         for logit in random.uniform(-2.0, 4.0, 12)
     ]
     stand_in = BoxFinder(*boxes)
-    settings = {**finder_settings(), "min_score": 0.3}
+    settings = {**finder_settings(), "min_score": 0.3, "likely_score": 0.6}
     photo = smooth_photo(470, 640)
     found = find_boxes(FinderSession(stand_in), photo, settings)
     pixels = stand_in.seen
@@ -154,11 +160,14 @@ def test_boxes_are_those_of_the_finder() -> None:
     np.testing.assert_allclose(pixels[:, :, 235:], 0.5)
     assert 3 <= len(found) == len(expected) < 12
     # The stand-in's boxes are those of the photo reduced to half.
-    assert (np.diff(found[:, 2]) <= 0).all()
-    np.testing.assert_allclose(found[:, 2], expected.side, rtol=0.2)
-    assert find_boxes(FinderSession(BoxFinder()), photo, settings).shape == (0, 4)
+    likely = found[:, 4] >= 0.6
+    assert 0 < likely.sum() < len(found)
+    assert likely[: likely.sum()].all()
+    assert all((np.diff(found[group, 2]) <= 0).all() for group in (likely, ~likely))
+    np.testing.assert_allclose(np.sort(found[:, 2])[::-1], expected.side, rtol=0.2)
+    assert find_boxes(FinderSession(BoxFinder()), photo, settings).shape == (0, 5)
     one = find_boxes(FinderSession(BoxFinder((100, 90, 60, 0.4, 2.0))), photo, settings)
-    np.testing.assert_allclose(one, [[200, 180, 120, 0.4]], rtol=5e-3)
+    np.testing.assert_allclose(one, [[200, 180, 120, 0.4, 1.0 / (1.0 + np.exp(-2.0))]], rtol=5e-3)
 
 
 def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -7,8 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import trimesh
 from PIL import Image
+from scipy.spatial.transform import Rotation
 
+from models.face.alignment import rigid_alignment, transform
 from models.face.formats import save_face_model
 from tasks.artifacts import MESHES, QUARANTINE, Workspace, read_table
 from tasks.images import read_images
@@ -190,3 +194,85 @@ def test_of_two_equal_photos_the_one_with_a_mesh_is_kept(workspace: Workspace) -
 def test_tables_of_scans_that_cannot_be_used(workspace: Workspace, table: str, words: tuple[str, ...]) -> None:
     put(workspace, {"scans.csv": table}, "scans")
     one_line(lambda: ingest(params(SCANS, face_model=TINY), workspace), ValueError, *words)
+
+
+def foreign_scan(folder: Path, name: str, *, scale: float = 1.0, landmarks: bool = True) -> np.ndarray:
+    """Write a person as a finer mesh with other vertices, somewhere in space; returns the person's true vertices."""
+    model = tiny_face()
+    truth = model.vertices(torch.tensor([[1.0, -0.5, 0.5, 1.0]]))[0].double().numpy()
+    points = model.landmarks(torch.from_numpy(truth)[None].float())[0].double().numpy()
+    vertices, triangles = trimesh.remesh.subdivide(truth, model.triangles.numpy())
+    turn = Rotation.from_euler("xyz", [20, -40, 10], degrees=True).as_matrix()
+    placed, seen = (scale * (where @ turn.T + [50.0, 900.0, -20.0]) for where in (vertices, points))
+    trimesh.Trimesh(placed, triangles, process=False).export(folder / name)
+    if landmarks:
+        table = "\n".join(",".join(str(value) for value in row) for row in seen)
+        (folder / name).with_suffix(".landmarks.csv").write_text(f"x,y,z\n{table}\n", encoding="utf-8")
+    return truth
+
+
+def test_scans_of_another_topology_are_registered(workspace: Workspace) -> None:
+    put_scans(
+        workspace,
+        "0.png,anna.ply,anna,,,",
+        "1.png,anna.ply,anna,,,",
+        "2.png,bert.obj,bert,m,,0.5",
+        "3.png,cleo.ply,cleo,,,",
+        "4.png,cleo.ply,cleo,,anna.landmarks.csv,",
+        "5.png,bert.obj,bert,inch,,",
+        header="photo,mesh,person,unit,landmarks,coverage",
+    )
+    folder = workspace.root / "scans"
+    truth = foreign_scan(folder, "anna.ply")
+    foreign_scan(folder, "bert.obj", scale=0.001)
+    foreign_scan(folder, "cleo.ply", landmarks=False)
+    ingest(params(SCANS, face_model=TINY), workspace)
+    assert {row["path"]: row["mesh_id"] for row in samples(workspace)} == {
+        "0.png": "scans/anna.ply",
+        "1.png": "scans/anna.ply",
+        "2.png": "scans/bert.obj",
+        "4.png": "scans/cleo.ply",
+    }
+    assert quarantine(workspace) == {"3.png": "landmarks_missing", "5.png": "bad_unit"}
+    meshes = read_table(workspace.folder("ingest") / "meshes.parquet", MESHES).to_pylist()
+    for mesh, person in zip(meshes, ("anna", "bert", "cleo"), strict=True):
+        assert mesh["person"] == f"scans/{person}"
+        found = torch.tensor(mesh["vertices"]).double().view(1, -1, 3)
+        aligned = transform(found, *rigid_alignment(found, torch.from_numpy(truth)[None])[:2])
+        assert np.linalg.norm(aligned[0].numpy() - truth, axis=1).mean() < 0.5
+        # A scan of which half is trustworthy stays one after its registration.
+        assert mesh["coverage"] == pytest.approx(0.5 if person == "bert" else 1.0, abs=0.05)
+        assert 0.0 < mesh["fit_error_mm"] < 0.3
+
+
+def test_bad_scans_cost_their_photos_and_say_why(workspace: Workspace) -> None:
+    put_scans(
+        workspace,
+        "0.png,shuffled.ply,anna",
+        "1.png,centimetres.ply,bert",
+        "2.png,points.ply,cleo",
+        "3.png,elsewhere.ply,dora",
+        "4.png,few.ply,emil",
+    )
+    folder = workspace.root / "scans"
+    for name in ("shuffled", "elsewhere", "few"):
+        foreign_scan(folder, f"{name}.ply")
+    foreign_scan(folder, "centimetres.ply", scale=0.1)
+    trimesh.PointCloud(np.eye(3)).export(folder / "points.ply")
+    random = np.random.default_rng(0)
+    for name in ("shuffled", "elsewhere", "few"):
+        path = folder / f"{name}.landmarks.csv"
+        points = np.loadtxt(path, delimiter=",", skiprows=1)
+        if name == "shuffled":
+            points = random.permutation(points)
+        elif name == "elsewhere":
+            points = points + 5000.0
+        else:
+            points[20:] = np.nan
+        np.savetxt(path, points, delimiter=",")
+    one_line(lambda: ingest(params(SCANS, face_model=TINY), workspace), ValueError, "none of 5 files could be used")
+    with pytest.raises(
+        ValueError, match="landmarks_disagree 2, landmarks_too_few 1, mesh_without_triangles 1"
+    ) as caught:
+        ingest(params(SCANS, face_model=TINY), workspace)
+    assert "mesh_wrong_scale 1" in str(caught.value)

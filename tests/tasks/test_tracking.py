@@ -9,7 +9,16 @@ import pytest
 
 from tasks.artifacts import Workspace
 from tasks.params import Params, RegisterParams, parse_params
-from tasks.tracking import TrackingError, data_versions, finite, flatten, track, tracking_client, tracking_uri
+from tasks.tracking import (
+    TrackingError,
+    data_versions,
+    finite,
+    flatten,
+    track,
+    track_experiment,
+    tracking_client,
+    tracking_uri,
+)
 
 SOURCE = {"source": "faces", "share": 1.0, "losses": {"photo": 1.9}}
 TRAINING = {"init": "train_geometry", "steps": 1, "sources": [SOURCE]}
@@ -72,6 +81,22 @@ def test_run_that_breaks_is_closed(
     with pytest.raises(error), track(params, workspace, "evaluate") as run:
         raise error
     assert tracking_client(params, workspace).get_run(run.run_id).info.status == status
+
+
+def test_an_experiment_goes_on_in_its_run(params: Params, workspace: Workspace) -> None:
+    with pytest.raises(KeyboardInterrupt), track_experiment(params, workspace, "ablation") as first:
+        raise KeyboardInterrupt
+    with track_experiment(params, workspace, "ablation", run_id=first.run_id) as again, again.child("one") as child:
+        assert again.client.get_run(first.run_id).info.status == "RUNNING"
+    assert again.run_id == first.run_id
+    stored = again.client.get_run(first.run_id)
+    assert (stored.info.status, stored.data.tags["mien.experiment"]) == ("FINISHED", "ablation")
+    assert again.client.get_run(child.run_id).data.tags["mlflow.parentRunId"] == first.run_id
+    again.client.delete_run(first.run_id)
+    for gone in (first.run_id, "0" * 32):
+        with track_experiment(params, workspace, "ablation", run_id=gone) as new:
+            pass
+        assert new.run_id not in (first.run_id, gone)
 
 
 def test_unknown_stage_is_refused(params: Params, workspace: Workspace) -> None:

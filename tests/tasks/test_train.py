@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import csv
 import json
+import random
+import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,11 @@ from models.face.morphable import MorphableModel
 from models.reconstruction.geometry_branch import DEPTH_SCALE, POSITION_SCALE_MM
 from models.reconstruction.reconstructor import LIGHT_SCALE, Reconstructor, load_reconstructor
 from models.training.data import CropSet
+from models.training.loop import seeded
+from models.training.loop import train as loop_train
 from models.types import FaceCoefficients
 from tasks import train as stage
+from tasks import training_step
 from tasks.artifacts import Workspace, load_checkpoint
 from tasks.params import TrainingSource
 from tasks.train import (
@@ -30,8 +36,10 @@ from tasks.train import (
     train_stage,
 )
 from tasks.train_geometry import reconstructor_settings
+from tasks.training_step import build_step
 from tests.tiny_face import tiny_crops, tiny_face, tiny_photos
-from tests.tiny_workspace import SIZE_PX, UNLABELLED, Recorder, tiny_params, tiny_workspace
+from tests.tiny_workspace import LABELLED, SIZE_PX, UNLABELLED, Recorder, tiny_params, tiny_workspace
+from tests.training_process import environment, free_port, started
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +266,7 @@ def test_training_lowers_its_objective(workspace: Workspace) -> None:
 
 
 def test_a_killed_stage_leaves_no_output_and_goes_on(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    params, objective = tiny_params(), stage.objective
+    params, objective = tiny_params(), training_step.objective
     calls = iter(range(10**6))
 
     def killed(*arguments: Any) -> Any:
@@ -266,7 +274,7 @@ def test_a_killed_stage_leaves_no_output_and_goes_on(workspace: Workspace, monke
             raise KeyboardInterrupt
         return objective(*arguments)
 
-    monkeypatch.setattr(stage, "objective", killed)
+    monkeypatch.setattr(training_step, "objective", killed)
     with pytest.raises(KeyboardInterrupt):
         train_stage(params, workspace, "train_self_supervised")
     folder = workspace.folder("train_self_supervised")
@@ -276,10 +284,142 @@ def test_a_killed_stage_leaves_no_output_and_goes_on(workspace: Workspace, monke
     # Killed in the fifth step; the last validation was after the third, so three steps are taken.
     assert next(calls) == 5 + 3
     resumed = load_checkpoint(folder / "checkpoint.pt")["weights"]
-    monkeypatch.setattr(stage, "objective", objective)
+    monkeypatch.setattr(training_step, "objective", objective)
     train_stage(params, workspace, "train_self_supervised")
     whole = load_checkpoint(folder / "checkpoint.pt")["weights"]
     assert all(torch.equal(value, whole[key]) for key, value in resumed.items())
+
+
+def weights_of(workspace: Workspace, name: str) -> dict[str, Tensor]:
+    return load_checkpoint(workspace.folder(name) / "checkpoint.pt")["weights"]
+
+
+def finished(process: Any, told: Any) -> list[str]:
+    """What a process told until its end."""
+    heard = []
+    while told.poll(300):
+        try:
+            heard.append(told.recv())
+        except EOFError:
+            break
+    process.join(60)
+    assert process.exitcode == 0
+    return heard
+
+
+@pytest.mark.slow
+def test_a_stage_killed_at_any_moment_ends_like_an_undisturbed_one(face: MorphableModel, tmp_path: Path) -> None:
+    name, moments = "train_fused", random.Random(0)
+    training = {"init": "train_geometry", "steps": 16, "validate_every": 3, "ema_decay": 0.9, "schedule": "step"}
+    for place in ("whole", "killed"):
+        (tmp_path / place).mkdir()
+    whole, killed = (tiny_workspace(tmp_path / place, face) for place in ("whole", "killed"))
+    undisturbed = finished(*started(whole.root, name, {name: training}))
+    steps = 0
+    for stalls in (False, True, False, False):
+        process, told = started(killed.root, name, {name: training}, stalls=stalls)
+        # Two sources, so two calls a step; a process that stalls is killed in the midst of writing.
+        last = 10**6 if stalls else moments.randint(8, 12)
+        for _ in range(last):
+            assert told.poll(300)
+            if told.recv() == "half":
+                break
+            steps += 1
+        time.sleep(0.02 * moments.random())
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+        assert not killed.folder(name).exists()
+    assert (killed.progress(name) / "state.pt").exists()
+    steps += finished(*started(killed.root, name, {name: training})).count("step")
+    assert undisturbed.count("step") == 2 * 16
+    # Work was lost and done again, but less than all of it.
+    assert 2 * 16 < steps < 5 * 2 * 16
+    expected, found = weights_of(whole, name), weights_of(killed, name)
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
+    curves = [(workspace.folder(name) / "curve.csv").read_text() for workspace in (whole, killed)]
+    assert curves[0] == curves[1]
+    assert list(killed.progress(name).iterdir()) == []
+
+
+@pytest.mark.parametrize(("batch_size", "accumulate"), [(7, 1), (8, 2)])
+def test_two_processes_train_like_one(face: MorphableModel, tmp_path: Path, batch_size: int, accumulate: int) -> None:
+    name = "train_fused"
+    training = {"init": "train_geometry", "steps": 11, "validate_every": 5, "batch_size": batch_size}
+    if accumulate > 1:
+        # Portions one after the other have statistics of their own, so they only add up without any.
+        training |= {"freeze_batch_norm": True}
+    for place in ("alone", "together"):
+        (tmp_path / place).mkdir()
+    alone, together = (tiny_workspace(tmp_path / place, face) for place in ("alone", "together"))
+    finished(*started(alone.root, name, {name: training}))
+    port = free_port()
+    pair = [
+        started(together.root, name, {name: training | {"accumulate": accumulate}}, settings=environment(rank, 2, port))
+        for rank in (0, 1)
+    ]
+    heard = [finished(*one) for one in pair]
+    assert [told[-1] for told in heard] == ["recorded", "silent"]
+    curves = []
+    for workspace in (alone, together):
+        with (workspace.folder(name) / "curve.csv").open(encoding="utf-8") as file:
+            curves.append(
+                {(row["step"], row["split"], row["name"]): float(row["value"]) for row in csv.DictReader(file)}
+            )
+    assert curves[0].keys() == curves[1].keys()
+    assert {"0", "10"} <= {step for step, split, _ in curves[0] if split == "train"}
+    for key, value in curves[0].items():
+        assert curves[1][key] == pytest.approx(value, rel=2e-3), key
+    for key, value in weights_of(alone, name).items():
+        torch.testing.assert_close(weights_of(together, name)[key], value, rtol=0.02, atol=5e-4)
+
+
+@pytest.mark.parametrize("schedule", ["step", "constant"])
+def test_options_of_the_engine_reach_the_loop(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, schedule: str
+) -> None:
+    options = {"schedule": schedule, "decay_at": 0.25, "ema_decay": 0.5, "accumulate": 2}
+    params = tiny_params(train_self_supervised=options)
+    seen = []
+
+    def recorded(*arguments: Any, **named: Any) -> Any:
+        seen.append(named["settings"])
+        return loop_train(*arguments, **named)
+
+    monkeypatch.setattr(stage, "train", recorded)
+    train_self_supervised(params, workspace)
+    assert (seen[0].schedule, seen[0].decay_at, seen[0].ema_decay) == (schedule, 0.25, 0.5)
+    metrics = json.loads((workspace.folder("train_self_supervised") / "metrics.json").read_text())
+    assert metrics["photos_per_second"] > 0
+    assert 0 <= metrics["waiting_share"] <= 1
+
+
+def test_a_batch_in_portions_has_the_gradient_of_the_whole(workspace: Workspace) -> None:
+    trainee = load_trainee(tiny_params(), workspace, geometry_checkpoint(workspace), sources=["photos", "scans"])
+    encoder = trainee.reconstructor.encoder.eval()
+    losses = {"photos": UNLABELLED, "scans": LABELLED}
+    found = []
+    for accumulate in (1, 3):
+        load, loss = build_step(trainee, losses, {"photos": 4, "scans": 3}, accumulate=accumulate)
+        encoder.zero_grad()
+        portions = load(seeded(5, 0))
+        assert len(portions) == accumulate
+        total, sums = torch.zeros(()), {}
+        for batches in portions:
+            value, named = loss(encoder, batches)
+            value.backward()
+            total = total + value.detach()
+            sums = {key: sums.get(key, 0.0) + item.detach() for key, item in named.items()}
+        gradient = encoder.correction.weight.grad
+        assert gradient is not None
+        found.append((total, sums, gradient.clone()))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-6)
+
+
+def test_more_portions_than_faces_are_refused(workspace: Workspace) -> None:
+    params = tiny_params(train_self_supervised={"accumulate": 5})
+    with pytest.raises(ValueError, match=r"batch_size is 4, expected at least one face for each of 5 parts"):
+        train_self_supervised(params, workspace)
 
 
 def test_a_source_without_crops_is_named(workspace: Workspace) -> None:

@@ -87,7 +87,7 @@ class TestErrors:
         assert accuracy.count == 0
         assert all(math.isnan(value) for value in (accuracy.nme68, accuracy.fr10, accuracy.auc8, accuracy.median68))
         assert math.isnan(calibration_error(reliability_curve(empty)))
-        assert math.isnan(bootstrap_intervals(empty, generator=np.random.default_rng(0))["nme68"][0])
+        assert math.isnan(bootstrap_intervals(empty)["nme68"][0])
 
 
 class TestCurve:
@@ -126,7 +126,7 @@ class TestIntervals:
         widths = []
         for count in (25, 400):
             faces = measured(*np.abs(random.normal(2.0, 0.8, count)))
-            low, high = bootstrap_intervals(faces, generator=np.random.default_rng(0))["nme68"]
+            low, high = bootstrap_intervals(faces)["nme68"]
             assert low < measure_accuracy(faces).nme68 < high
             widths.append(high - low)
         # The standard error of the mean falls as one over the root of the number: by four here.
@@ -134,7 +134,7 @@ class TestIntervals:
 
     def test_they_agree_with_theory(self) -> None:
         faces = measured(*np.random.default_rng(2).normal(2.0, 0.5, 400))
-        low, high = bootstrap_intervals(faces, generator=np.random.default_rng(0))["nme68"]
+        low, high = bootstrap_intervals(faces)["nme68"]
         expected = 2 * 1.96 * float(np.std(face_errors(faces).eyes68)) / 20.0
         assert high - low == pytest.approx(expected, rel=0.15)
 

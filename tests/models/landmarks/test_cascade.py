@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from models.landmarks.cascade import (
+    LIKELY_BOX_SCORE,
+    MIN_BOX_SCORE,
     REFINEMENTS,
     UNBOXED_REFINEMENTS,
     HierarchicalDetector,
@@ -99,6 +101,19 @@ class TestWithFinder:
         only = CoordinateReader([LARGE])
         detector(only, BoxFinder(LARGE_BOX), boxes="finder").detect([coordinate_photo()])
         assert only.batches == in_box
+
+    def test_unlikely_boxes_are_looked_at_where_nothing_else_is_sure(self) -> None:
+        unlikely = (*SMALL_BOX[:4], -0.8)
+        assert MIN_BOX_SCORE < 1.0 / (1.0 + np.exp(0.8)) < LIKELY_BOX_SCORE
+        beside = CoordinateReader([SMALL, LARGE])
+        (faces,) = detector(beside, BoxFinder(unlikely, LARGE_BOX), sigma_scale=0.5).detect_all([coordinate_photo()])
+        assert len(faces) == 1
+        assert_points(faces[0], LARGE)
+        assert beside.batches == [1] * REFINEMENTS + [2]
+        alone = detector(CoordinateReader([SMALL]), BoxFinder(unlikely, LARGE_BOX), boxes="finder", sigma_scale=0.5)
+        (faces,) = alone.detect_all([coordinate_photo()])
+        assert len(faces) == 1
+        assert_points(faces[0], SMALL)
 
     def test_small_batches_give_the_same(self) -> None:
         finder = BoxFinder(SMALL_BOX, LARGE_BOX)

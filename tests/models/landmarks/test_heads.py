@@ -74,20 +74,56 @@ class TestDenseHead:
 
 
 class TestOutlineHead:
+    def head(self) -> OutlineHead:
+        torch.manual_seed(0)
+        return OutlineHead(fine=2, coarse=3, hidden=5, width=4)
+
+    def read(
+        self, head: OutlineHead, hidden: torch.Tensor, points: torch.Tensor, fine: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        fine = torch.rand(2, 2, 32, 32, generator=torch.Generator().manual_seed(1)) if fine is None else fine
+        found: torch.Tensor = head(fine, torch.ones(2, 3, 16, 16), hidden, points, 64)
+        return found
+
     def test_starts_as_no_shift(self) -> None:
-        shift = OutlineHead(5)(torch.randn(2, 5), torch.rand(2, 68, 2))
-        assert torch.equal(shift, torch.zeros(2, 17, 2))
+        points = 64.0 * torch.rand(2, 68, 2)
+        assert torch.equal(self.read(self.head(), torch.randn(2, 5), points), points[:, :17])
 
     def test_reads_features_and_points(self) -> None:
-        head = OutlineHead(5)
+        head = self.head()
         with torch.no_grad():
-            head.offsets.weight[0, 1] = 2.0
-            head.offsets.weight[33, 5 + 3] = 1.0
-        hidden, points = torch.randn(2, 5), torch.rand(2, 68, 2)
-        shift = head(hidden, points)
-        torch.testing.assert_close(shift[:, 0, 0], 0.1 * 2.0 * hidden[:, 1])
-        torch.testing.assert_close(shift[:, 16, 1], 0.1 * 3.0 * points[:, 1, 1])
-        assert int((shift != 0.0).sum()) == 4
+            head.guess.weight[0, 1] = 2.0
+            head.guess.weight[33, 5 + 3] = 1.0
+        hidden, points = torch.randn(2, 5), 64.0 * torch.rand(2, 68, 2)
+        shift = (self.read(head, hidden, points) - points[:, :17]) / 64.0
+        torch.testing.assert_close(shift[:, 0, 0], 0.1 * 2.0 * hidden[:, 1], atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(shift[:, 16, 1], 0.1 * 3.0 * (points[:, 1, 1] / 64.0 - 0.5), atol=1e-5, rtol=1e-5)
+        assert int((shift.abs() > 1e-6).sum()) == 4
+
+    def test_looks_around_its_guess(self) -> None:
+        head = self.head()
+        with torch.no_grad():
+            head.guess.bias[::2] = 2.0
+            head.look.patch.weight.fill_(1.0)
+            head.look.offsets.weight.normal_()
+        points, hidden = torch.full((2, 68, 2), 10.0), torch.randn(2, 5)
+        nothing, beside_vertex, beside_guess = torch.zeros(3, 2, 2, 32, 32)
+        # The guess lies 12.8 px to the right of the vertices.
+        beside_vertex[:, :, 5, 4], beside_guess[:, :, 5, 11] = 1.0, 1.0
+        found = [self.read(head, hidden, points, fine) for fine in (nothing, beside_vertex, beside_guess)]
+        assert torch.equal(found[0], found[1])
+        assert (found[0] - found[2]).abs().max() > 1e-3
+
+    def test_teaches_the_features_that_it_looks_at_alone(self) -> None:
+        hidden, points = torch.randn(2, 5, requires_grad=True), torch.rand(2, 68, 2, requires_grad=True)
+        fine = torch.rand(2, 2, 32, 32, requires_grad=True)
+        head = self.head()
+        with torch.no_grad():
+            head.look.offsets.weight.normal_()
+        self.read(head, hidden, points, fine).square().sum().backward()
+        assert hidden.grad is None
+        assert points.grad is None
+        assert fine.grad is not None
 
     def test_network_with_and_without(self) -> None:
         image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
@@ -96,10 +132,7 @@ class TestOutlineHead:
         torch.manual_seed(3)
         network = HierarchicalNetwork(64, widths=SMALL, dense_points=4, outline=True).eval()
         before, weights = without.state_dict(), network.state_dict()
-        assert {name for name in weights if name not in before} == {
-            "outline_head.offsets.weight",
-            "outline_head.offsets.bias",
-        }
+        assert {name.split(".")[0] for name in weights if name not in before} == {"outline_head"}
         for name, weight in before.items():
             assert torch.equal(weight, weights[name]), name
         for one in (without, network):
@@ -107,7 +140,7 @@ class TestOutlineHead:
             assert torch.equal(output.outline, output.points[:, :17])
         with torch.no_grad():
             assert network.outline_head is not None
-            network.outline_head.offsets.bias[4] = 0.5
+            network.outline_head.guess.bias[4] = 0.5
         moved = network(image)
         expected = moved.points[:, :17] + torch.eye(34)[4].view(17, 2) * 0.1 * 0.5 * 64
         torch.testing.assert_close(moved.outline, expected)
@@ -116,7 +149,7 @@ class TestOutlineHead:
         network = HierarchicalNetwork(64, widths=SMALL, outline=True)
         network(torch.rand(2, 3, 64, 64)).outline.sum().backward()
         assert network.outline_head is not None
-        assert network.outline_head.offsets.bias.grad is not None
+        assert network.outline_head.guess.bias.grad is not None
         assert network.coefficients.weight.grad is None
 
 

@@ -207,6 +207,34 @@ def test_conventions_learn_their_shift(drawn_faces: LandmarkSamples, tmp_path: P
     assert np.mean(apart, 0) == pytest.approx(shift, abs=1.2)
 
 
+def test_known_shifts_are_learned_from_renders_alone(drawn_faces: LandmarkSamples) -> None:
+    """Photos say 5 pixels, renders 2: the map gets no gradient from the photos."""
+    told = drawn_faces.points + np.array([0.0, 2.0], np.float32)
+    told[::4] = np.nan
+    lower = drawn_faces.points + np.array([0.0, 5.0], np.float32)
+    mixed = LandmarkSamples(
+        [*drawn_faces.images, *drawn_faces.images],
+        np.concatenate([drawn_faces.points, lower]),
+        drawn_faces.mean_shape,
+        convention=np.repeat([0, 1], 24),
+        annotated=np.concatenate([told, np.full_like(told, np.nan)]),
+    )
+    rows = np.stack([np.arange(48), np.zeros(48, np.int64)], 1)
+    settings = ObjectiveSettings(batch_size=16, shift_weight=1.0)
+    gradients = []
+    for weight in (0.0, 1.0):
+        network = start(mixed).network
+        objective = LandmarkObjective(mixed, rows, settings=replace(settings, shift_weight=weight), size_px=SIZE)
+        loss, named = objective(network, torch.Generator().manual_seed(1))
+        loss.backward()
+        gradients.append(network.conventions[0].shift.grad)
+    assert float(named["shift"]) > 0.0
+    photos, renders = gradients
+    assert photos is None or float(photos.abs().max()) == 0.0
+    # Downhill is towards larger shifts downwards.
+    assert bool((renders[:, 1] < 0.0).all())
+
+
 def test_trust_scales_the_error(drawn_faces: LandmarkSamples) -> None:
     rows = np.stack([np.arange(24), np.zeros(24, np.int64)], 1)
     settings = ObjectiveSettings(batch_size=8, likelihood_weight=0.0, presence_weight=0.0)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -90,3 +91,40 @@ def test_gradients_of_the_distances() -> None:
     first.requires_grad_()
     assert torch.autograd.gradcheck(lambda value: vertex_distance(value, second, weights=weights), (first,))
     assert torch.autograd.gradcheck(lambda value: normal_distance(value, second, weights=weights), (first,))
+
+
+def test_icp_brings_a_label_nearer_whose_landmarks_are_off(face: MorphableModel) -> None:
+    predicted = face.vertices(torch.tensor([[1.0, -1.0, 0.5, 0.0]])).double()
+    exact = moved(scan_of(face, predicted), 2)
+    shaken = torch.randn(1, 68, 3, generator=torch.Generator().manual_seed(3)).double()
+    label = replace(exact, landmarks=exact.landmarks + 4.0 * shaken)
+    surface = predicted, vertex_normals(predicted, face.triangles)
+    weights = torch.ones(face.vertex_count).double()
+    landmarks = face.landmarks(predicted)
+    rough = align_scan(label, landmarks)
+    fine = align_scan(label, landmarks, icp_steps=20, surface=surface)
+    distances = [vertex_distance(predicted, scan.vertices, weights=weights).item() for scan in (rough, fine)]
+    assert distances[0] > 1.0
+    assert distances[1] < 0.2 * distances[0]
+    # Normals and landmarks went along: the motion is one and rigid.
+    again = vertex_normals(fine.vertices, face.triangles)
+    torch.testing.assert_close(fine.normals, again, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        (fine.landmarks - fine.landmarks[:, :1]).norm(dim=2), (label.landmarks - label.landmarks[:, :1]).norm(dim=2)
+    )
+
+
+def test_icp_may_look_at_a_region_only(face: MorphableModel) -> None:
+    predicted = face.mean[None].double()
+    bulged = predicted.clone()
+    bulged[:, 100:] += torch.tensor([0.0, 0.0, 15.0])
+    label = replace(scan_of(face, bulged), landmarks=face.landmarks(predicted) + 1.0)
+    surface = predicted, vertex_normals(predicted, face.triangles)
+    aligned = align_scan(label, face.landmarks(predicted), icp_steps=20, surface=surface, region=torch.arange(100))
+    assert (aligned.vertices - predicted)[:, :100].norm(dim=2).mean() < 0.1
+
+
+def test_icp_needs_a_surface(face: MorphableModel) -> None:
+    scan = scan_of(face, face.mean[None])
+    with pytest.raises(ValueError, match="5 ICP steps without the surface"):
+        align_scan(scan, scan.landmarks, icp_steps=5)

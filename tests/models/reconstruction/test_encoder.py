@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from models.face.morphable import MorphableModel
-from models.reconstruction.encoder import BACKBONES, Encoder
+from models.reconstruction.encoder import Encoder
 
 
 def encoder_of(face: MorphableModel) -> Encoder:
@@ -45,8 +45,3 @@ def test_the_image_reaches_every_output_once_training_starts(face: MorphableMode
     first = encoder.image[0].weight.grad
     assert first is not None
     assert first.any()
-
-
-def test_backbones_reduce_an_image_to_features() -> None:
-    for build in BACKBONES.values():
-        assert build(width=4, features=10)(torch.rand(2, 3, 64, 64)).shape == (2, 10)

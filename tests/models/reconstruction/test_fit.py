@@ -10,7 +10,7 @@ from torch import Tensor
 
 from models.face.camera import crop_camera, project, rotation_distance, rotation_from_angles, to_camera_space
 from models.face.morphable import MorphableModel
-from models.reconstruction.fit import ACTIVATION_SIGMA, FittedFaces, _Problem, _State, fit_face, fit_pose
+from models.reconstruction.fit import ACTIVATION_SIGMA, FaceState, FittedFaces, LandmarkProblem, fit_face, fit_pose
 from models.types import Camera
 
 ANGLES = torch.deg2rad(torch.tensor(list(itertools.product([-90.0, -60, -20, 0, 45, 90], [-30.0, 10], [-40.0, 15])))).T
@@ -162,9 +162,9 @@ def test_the_jacobian_is_the_derivative(face: MorphableModel) -> None:
         torch.tensor([[3.0, -2.0, 950.0]], dtype=torch.float64).expand(3, 3),
     )
     slopes = energy_slopes(face, fitted, landmarks, confidence, sigma_px=2.0)
-    problem = _Problem.build(face, landmarks, confidence / 2.0**2, double_camera(3))
+    problem = LandmarkProblem.build(face, landmarks, confidence / 2.0**2, double_camera(3))
     shape = torch.cat([fitted.identity, fitted.expression], 1)
-    state = _State(shape, axis_angle_to_rotation_matrix(fitted.rotation), fitted.translation)
+    state = FaceState(shape, axis_angle_to_rotation_matrix(fitted.rotation), fitted.translation)
     residual, jacobian = problem.linearised(state)
     weighted = residual * problem.weights.repeat_interleave(2, 1)
     gradient = (jacobian.transpose(1, 2) @ weighted[..., None])[..., 0]
@@ -267,3 +267,95 @@ def test_points_that_coincide_give_finite_faces(face: MorphableModel) -> None:
 def test_a_spread_that_is_not_positive_is_refused(face: MorphableModel) -> None:
     with pytest.raises(ValueError, match=r"sigma_px is 0\.0, expected the landmarks' positive spread"):
         fit_face(face, torch.rand(1, 68, 2), confidence=torch.ones(1, 68), camera=crop_camera(1, 224), sigma_px=0.0)
+
+
+def persons_twice(face: MorphableModel, persons: int, *, noise_px: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Identity of each person, landmarks of two photos each, and the numbers of the persons."""
+    generator = torch.Generator().manual_seed(5)
+    identity = torch.randn(persons, face.identity_size, generator=generator)
+    person = torch.arange(persons).repeat(2)
+    expression = torch.rand(2 * persons, face.expression_size, generator=generator)
+    angles = (torch.rand(3, 2 * persons, generator=generator) - 0.5) * torch.tensor([[2.0], [0.6], [0.6]])
+    seen = to_camera_space(
+        face.landmark_points(identity[person], expression),
+        rotation=rotation_from_angles(*angles),
+        translation=torch.tensor([0.0, 0.0, 1000.0]).expand(2 * persons, 3),
+    )
+    landmarks = project(seen, crop_camera(2 * persons, 224))
+    noise = noise_px * torch.randn(landmarks.shape, generator=generator)
+    return identity, (landmarks + noise).double(), 10 * person + 3
+
+
+def test_photos_of_a_person_share_the_identity_that_both_explain_best(face: MorphableModel) -> None:
+    _, landmarks, person = persons_twice(face, 5, noise_px=1.0)
+    confidence = torch.rand(10, 68, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    fitted = fit_face(
+        face, landmarks, confidence=confidence, camera=double_camera(10), sigma_px=1.0, iterations=40, person=person
+    )
+    torch.testing.assert_close(fitted.identity[:5], fitted.identity[5:], rtol=0, atol=1e-12)
+    assert (fitted.expression[:5] - fitted.expression[5:]).abs().max() > 0.1
+    slopes = energy_slopes(face, fitted, landmarks, confidence, sigma_px=1.0)
+    for name in ("turn", "translation"):
+        assert slopes[name].abs().max() < 1e-3
+    # Each photo's slope holds the prior once, the person's energy holds it once for both.
+    together = slopes["identity"][:5] + slopes["identity"][5:] - 2.0 * fitted.identity[:5]
+    assert together.abs().max() < 1e-3
+
+
+def test_two_photos_tell_more_than_one(face: MorphableModel) -> None:
+    identity, landmarks, person = persons_twice(face, 30, noise_px=2.0)
+    settings = {"confidence": torch.ones(60, 68).double(), "camera": double_camera(60), "sigma_px": 2.0}
+    alone = fit_face(face, landmarks, **settings)
+    together = fit_face(face, landmarks, person=person, **settings)
+    truth = identity.repeat(2, 1)
+    assert (together.identity - truth).norm(dim=1).mean() < 0.85 * (alone.identity - truth).norm(dim=1).mean()
+
+
+def test_a_person_per_photo_is_a_fit_of_single_photos(face: MorphableModel) -> None:
+    _, _, _, landmarks = simulated(face, 6, noise_px=1.0, double=True)
+    settings = {"confidence": torch.ones(6, 68).double(), "camera": double_camera(6), "sigma_px": 1.0}
+    alone = fit_face(face, landmarks, **settings)
+    numbered = fit_face(face, landmarks, person=torch.tensor([4, 1, 9, 0, 2, 7]), **settings)
+    for name in ("identity", "expression", "rotation", "translation"):
+        torch.testing.assert_close(getattr(numbered, name), getattr(alone, name))
+
+
+def test_a_start_at_the_best_face_needs_no_steps(face: MorphableModel) -> None:
+    _, _, _, landmarks = simulated(face, 6, noise_px=1.0, double=True)
+    settings = {"confidence": torch.ones(6, 68).double(), "camera": double_camera(6), "sigma_px": 1.0}
+    best = fit_face(face, landmarks, iterations=30, **settings)
+    again = fit_face(face, landmarks, iterations=1, start=best, **settings)
+    for name in ("identity", "expression", "rotation", "translation"):
+        torch.testing.assert_close(getattr(again, name), getattr(best, name), rtol=0, atol=1e-5)
+
+
+def test_an_anchor_holds_the_shape_where_points_are_vague(face: MorphableModel) -> None:
+    identity, expression, rotation, landmarks = simulated(face, 6, noise_px=1.0, double=True)
+    start = FittedFaces(
+        identity.double() + 1.0,
+        expression.double(),
+        rotation.double(),
+        torch.tensor([[0.0, 0.0, 1000.0]], dtype=torch.float64).expand(6, 3),
+    )
+    settings = {"confidence": torch.ones(6, 68).double(), "camera": double_camera(6), "start": start}
+    vague = fit_face(face, landmarks, sigma_px=1e4, anchor=1.0, **settings)
+    torch.testing.assert_close(vague.identity, start.identity, rtol=0, atol=0.01)
+    torch.testing.assert_close(vague.expression, start.expression, rtol=0, atol=0.01)
+    free, held = (fit_face(face, landmarks, sigma_px=2.0, anchor=anchor, **settings) for anchor in (0.1, 10.0))
+    moved = [(fitted.identity - start.identity).norm(dim=1).mean() for fitted in (free, held)]
+    assert moved[1] < 0.6 * moved[0]
+    pulled = fit_face(face, landmarks, sigma_px=1e4, **settings)
+    assert pulled.identity.norm(dim=1).max() < 0.01
+
+
+@pytest.mark.parametrize("anchor", [0.0, 1.0])
+def test_an_anchor_needs_a_start_and_is_positive(face: MorphableModel, anchor: float) -> None:
+    with pytest.raises(ValueError, match=rf"anchor is {anchor}, expected a positive number together with a start"):
+        fit_face(
+            face,
+            torch.rand(1, 68, 2),
+            confidence=torch.ones(1, 68),
+            camera=crop_camera(1, 224),
+            sigma_px=1.0,
+            anchor=anchor,
+        )

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.face.morphable import MorphableModel
-from models.training.data import JITTER, CropSet, draw_indices, make_batch, split_counts
+from models.training.data import JITTER, CropSet, draw_chance, draw_indices, make_batch, split_counts
 from models.types import MIRRORED_LANDMARKS
 from tests.tiny_face import tiny_crops
 
@@ -88,7 +88,8 @@ def test_points_and_image_are_mirrored_together(face: MorphableModel, crops: Cro
     confidence = torch.linspace(0, 1, 68).expand(12, 68)
     marked = replace(crops, images=images, landmarks=landmarks, affine=affine, confidence=confidence)
     indices = torch.zeros(40, dtype=torch.int64)
-    batch = make_batch(marked, indices, model=face, source="photos", labelled=False, generator=seeded())
+    chance = draw_chance(40, labelled=False, generator=seeded())
+    batch = make_batch(marked, indices, model=face, source="photos", labelled=False, chance=chance)
     flipped = batch.image[:, 0, 5, SIZE_PX - 4] == 1
     assert 8 < flipped.sum() < 32
     points = torch.where(flipped[:, None], batch.landmarks[:, 45], batch.landmarks[:, 36])
@@ -106,7 +107,8 @@ def test_points_and_image_are_mirrored_together(face: MorphableModel, crops: Cro
 def test_labelled_crops_change_in_brightness_only(face: MorphableModel, crops: CropSet) -> None:
     grey = replace(crops, images=torch.full_like(crops.images, 128))
     indices = torch.zeros(200, dtype=torch.int64)
-    batch = make_batch(grey, indices, model=face, source="scans", labelled=True, generator=seeded())
+    chance = draw_chance(200, labelled=True, generator=seeded())
+    batch = make_batch(grey, indices, model=face, source="scans", labelled=True, chance=chance)
     assert torch.equal(batch.landmarks, crops.landmarks[indices])
     levels = batch.image.flatten(1)
     assert (levels == levels[:, :1]).all()
@@ -120,10 +122,25 @@ def test_labelled_crops_change_in_brightness_only(face: MorphableModel, crops: C
 def test_the_same_seed_makes_the_same_batch(face: MorphableModel, crops: CropSet, labelled: bool) -> None:
     def draw(seed: int) -> torch.Tensor:
         indices = torch.arange(8)
-        return make_batch(crops, indices, model=face, source="scans", labelled=labelled, generator=seeded(seed)).image
+        chance = draw_chance(8, labelled=labelled, generator=seeded(seed))
+        return make_batch(crops, indices, model=face, source="scans", labelled=labelled, chance=chance).image
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_parts_of_a_batch_are_augmented_as_in_the_whole(face: MorphableModel, crops: CropSet, labelled: bool) -> None:
+    indices = torch.tensor([1, 3, 5, 7, 9])
+    chance = draw_chance(5, labelled=labelled, generator=seeded())
+    whole = make_batch(crops, indices, model=face, source="scans", labelled=labelled, chance=chance)
+    parts = [
+        make_batch(crops, indices[part], model=face, source="scans", labelled=labelled, chance=chance[:, part])
+        for part in (slice(0, 2), slice(2, 5))
+    ]
+    assert torch.equal(torch.cat([part.image for part in parts]), whole.image)
+    assert torch.equal(torch.cat([part.landmarks for part in parts]), whole.landmarks)
+    assert torch.equal(torch.cat([part.mask for part in parts]), whole.mask)
 
 
 def test_crops_are_found_by_source(crops: CropSet) -> None:

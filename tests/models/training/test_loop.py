@@ -248,6 +248,93 @@ def test_gradients_are_clipped(tmp_path: Path) -> None:
     assert norms == pytest.approx([0.5, 0.5], rel=1e-4)
 
 
+@pytest.mark.parametrize("after", [5, 27])
+def test_a_killed_run_with_averaged_weights_ends_like_an_undisturbed_one(tmp_path: Path, after: int) -> None:
+    options = {"ema_decay": 0.95, "schedule": "step"}
+    undisturbed, expected = run(tmp_path / "whole", **options)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "killed", loss=interrupted(after), **options)
+    resumed, found = run(tmp_path / "killed", **options)
+    assert same_weights(undisturbed, resumed)
+    assert found.curve == expected.curve
+
+
+def test_the_average_is_what_is_validated_and_kept(tmp_path: Path) -> None:
+    module, seen, averaged = network(), [], []
+    own: list[Tensor] = []
+
+    def loss(wrapped: nn.Module, generator: Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        own.append(module[2].weight.detach().clone())
+        return noisy_loss(wrapped, generator)
+
+    def validate(wrapped: nn.Module) -> dict[str, float]:
+        seen.append(module[2].weight.detach().clone())
+        return {"score": -float(len(seen))}
+
+    module, _ = run(tmp_path, module=module, loss=loss, validate=validate, steps=21, validate_every=20, ema_decay=0.5)
+    average = own[0]
+    # The twenty-first step starts from the weights that the twentieth left.
+    for step, weights in enumerate(own[1:]):
+        decay = min(0.5, (1 + step) / (10 + step))
+        average = decay * average + (1 - decay) * weights
+        averaged.append(average)
+    torch.testing.assert_close(seen[1], averaged[19])
+    assert not torch.allclose(seen[1], own[20], atol=1e-5)
+    assert torch.equal(module.state_dict()["2.weight"], seen[2])
+
+
+def test_portions_of_a_batch_add_up(tmp_path: Path) -> None:
+    plain = nn.Linear(3, 1)
+
+    def load(parts: int) -> Callable[[Generator], Any]:
+        return lambda generator: torch.randn(12, 3, generator=generator).chunk(parts)
+
+    def loss(wrapped: nn.Module, inputs: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        error = (wrapped(inputs) - inputs @ GOAL.T).square().sum() / 12
+        return error, {"faces": torch.tensor(float(len(inputs)))}
+
+    found = []
+    for parts in (1, 3):
+        module = nn.Linear(3, 1)
+        module.load_state_dict(plain.state_dict())
+        result = train(
+            build_fabric(device="cpu", precision="32-true"),
+            module,
+            settings=replace(SETTINGS, steps=15),
+            loss=loss,
+            load=load(parts),
+            validate=score,
+            progress_folder=tmp_path / str(parts),
+            fingerprint="one",
+            name="test",
+        )
+        found.append((module.weight.detach(), result))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-4, atol=1e-6)
+    assert [row["value"] for row in found[1][1].curve if row["name"] == "faces"] == [12.0, 12.0]
+    assert found[1][1].steps_taken == 15
+    assert 0 < found[1][1].step_seconds <= found[1][1].seconds
+    assert 0 <= found[1][1].waiting_seconds < found[1][1].step_seconds
+
+
+def test_progress_stays_until_its_caller_removes_it(tmp_path: Path) -> None:
+    arguments: dict[str, Any] = {
+        "settings": SETTINGS,
+        "loss": noisy_loss,
+        "validate": score,
+        "progress_folder": tmp_path,
+        "fingerprint": "one",
+        "name": "test",
+        "keep_progress": True,
+    }
+    modules, results = [network(), network()], []
+    for module in modules:
+        results.append(train(build_fabric(device="cpu", precision="32-true"), module, **arguments))
+    assert [result.steps_taken for result in results] == [40, 0]
+    assert results[0].curve == results[1].curve
+    assert same_weights(*modules)
+    assert (tmp_path / "state.pt").exists()
+
+
 def test_the_curve_holds_training_and_validation(tmp_path: Path) -> None:
     _, result = run(tmp_path)
     rows = {(row["step"], row["split"], row["name"]) for row in result.curve}

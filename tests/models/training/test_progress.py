@@ -1,0 +1,41 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.training.progress import forget_progress, read_progress, write_progress
+
+
+def test_what_was_written_comes_back_to_the_same_run_only(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    assert read_progress(folder, "one") is None
+    write_progress(folder, "one", {"step": 3, "weights": {"a": torch.ones(2)}})
+    found = read_progress(folder, "one")
+    assert found is not None
+    assert found["step"] == 3
+    assert found["weights"]["a"].tolist() == [1.0, 1.0]
+    assert read_progress(folder, "another") is None
+
+
+def test_writing_that_ends_half_way_leaves_the_old_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_progress(tmp_path, "one", {"step": 1})
+
+    def broken(content: object, file: object) -> None:
+        file.write(b"half")  # type: ignore[attr-defined]
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", broken)
+    with pytest.raises(OSError, match="no space left"):
+        write_progress(tmp_path, "one", {"step": 2})
+    found = read_progress(tmp_path, "one")
+    assert found is not None
+    assert found["step"] == 1
+    forget_progress(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_there_may_be_nothing_to_forget(tmp_path: Path) -> None:
+    forget_progress(tmp_path / "nowhere")
+    assert not (tmp_path / "nowhere").exists()
