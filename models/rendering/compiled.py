@@ -7,15 +7,18 @@ installed it aborts the process when two flows render at once, or after a fork.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, no_type_check
 
 import numba
 import numpy as np
 import torch
+from filelock import FileLock
 from jaxtyping import Int
 from torch import Tensor
 
@@ -23,16 +26,33 @@ from models.types import Camera
 
 SETTINGS = {"nogil": True, "error_model": "numpy", "fastmath": False}
 
+LOCK_NAME = "kernels.lock"
+
 _pools: dict[int, ThreadPoolExecutor] = {}
 
 
 def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call for the types that it is given, and keep the result on disk where that is possible."""
     try:
-        return numba.njit(cache=True, **SETTINGS)(function)
+        compiled: Any = numba.njit(cache=True, **SETTINGS)(function)
     except RuntimeError:
         # Neither the folder of the source nor the user's cache can be written: compile again in every process.
         return numba.njit(**SETTINGS)(function)
+    # Two processes that compile for the first time give different code the same file name, and crash when they read it.
+    alone, compile_or_load = _cache_lock(Path(compiled._cache.cache_path)), compiled.compile
+
+    def compile_alone(signature: Any) -> Any:
+        with alone:
+            return compile_or_load(signature)
+
+    compiled.compile = compile_alone
+    return compiled
+
+
+@functools.cache
+def _cache_lock(folder: Path) -> FileLock:
+    # A kernel that calls another compiles it meanwhile, perhaps in another thread; numba keeps threads apart itself.
+    return FileLock(folder / LOCK_NAME, thread_local=False)
 
 
 def run_jobs(job: Callable[[int], None], count: int) -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import importlib.util
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 
-from models.rendering.compiled import kernel, run_jobs, triangle_corners
+from models.rendering.compiled import LOCK_NAME, kernel, run_jobs, triangle_corners
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -63,3 +66,29 @@ def test_corners_are_the_triangles() -> None:
 def test_a_triangle_without_its_vertex_is_refused(wrong: int) -> None:
     with pytest.raises(ValueError, match="expected 0 to 9"):
         triangle_corners(torch.tensor([[0, 1, 2], [3, wrong, 1]]), 10)
+
+
+def test_processes_compile_one_after_the_other(tmp_path: Path) -> None:
+    source = tmp_path / "doubling.py"
+    source.write_text(
+        "from models.rendering.compiled import kernel\n\n\n@kernel\ndef twice(value):\n    return value + value\n"
+    )
+    spec = importlib.util.spec_from_file_location("doubling", source)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    # Another lock on the same file stands for another process.
+    other = FileLock(Path(module.twice._cache.cache_path) / LOCK_NAME)
+    found: list[float] = []
+    caller = threading.Thread(target=lambda: found.append(module.twice(1.5)), daemon=True)
+    with other:
+        caller.start()
+        caller.join(timeout=1.0)
+        assert caller.is_alive()
+        assert found == []
+    caller.join(timeout=60)
+    assert found == [3.0]
+    # What is compiled is called without any lock.
+    with other:
+        assert module.twice(2.0) == 4.0
