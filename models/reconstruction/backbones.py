@@ -33,7 +33,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, features: Float[Tensor, "B C H W"]) -> Float[Tensor, "B D I J"]:
         """Half the resolution where the stride is 2."""
-        # As a stride of the 1x1 convolution, whose gradient in oneDNN writes beyond its memory where channels are eight.
+        # As a stride of the 1x1 convolution, whose gradient in oneDNN writes beyond its memory for eight channels.
         fewer = features[:, :, :: self.stride, :: self.stride]
         return torch.relu(self.main(features) + self.shortcut(fewer))
 
