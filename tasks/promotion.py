@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from tasks.artifacts import read_json
 from tasks.params import ParamsError
 from tasks.source_params import Section
+
+if TYPE_CHECKING:
+    from mlflow.entities.model_registry import ModelVersion
+
+    from tasks.tracking import TrackedRun
 
 CHAMPION = "champion"
 
@@ -146,3 +153,18 @@ def _fault(name: str, fault: Any) -> str:
     expected = fault["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     found = "" if isinstance(fault["input"], (dict, list)) else f" = {fault['input']!r}"
     return f"{name}: {key}{found}: expected {expected}"
+
+
+def comparable_metrics(run: TrackedRun, champion: ModelVersion | None, test_set: str) -> dict[str, Any] | None:
+    """Metrics of the champion, if they were measured on the same test set and its run still has them."""
+    from mlflow.exceptions import MlflowException
+
+    if champion is None or champion.tags.get("test_set") != test_set or not champion.run_id:
+        return None
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            path = run.client.download_artifacts(champion.run_id, "evaluate/metrics.json", scratch)
+            found: dict[str, Any] = read_json(Path(path))
+            return found
+    except (MlflowException, OSError):
+        return None

@@ -46,7 +46,7 @@ from models.rendering.render import render
 from tasks.artifacts import CLEAN, Workspace, load_checkpoint, read_json, read_table, replace_folder, write_json
 from tasks.face_model import load_face_model
 from tasks.params import Params
-from tasks.promotion import CHAMPION, Verdict, judge, load_policy
+from tasks.promotion import CHAMPION, Verdict, comparable_metrics, judge, load_policy
 from tasks.tracking import TrackedRun, finite, track, tracking_uri
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def register(params: Params, workspace: Workspace) -> None:
             run.client.set_model_version_tag(name, number, key, value)
         run.client.set_registered_model_alias(name, CHALLENGER, number)
         champion = find_version(run.client, name, CHAMPION)
-        promoted, verdicts = judge(policy, metrics, champion=_comparable_metrics(run, champion, test_set))
+        promoted, verdicts = judge(policy, metrics, champion=comparable_metrics(run, champion, test_set))
         for verdict in verdicts:
             outcome = f"{verdict.outcome}: {verdict.detail}"
             run.client.set_model_version_tag(name, number, f"rule.{verdict.rule}", outcome)
@@ -297,21 +297,6 @@ def _face_model_tags(model: MorphableModel) -> dict[str, str]:
     """The model's stamp as flat keys, with the name under `face_model` alone."""
     found = model.stamp()
     return {"face_model": found.pop("name")} | {f"face_model_{key}": value for key, value in found.items() if value}
-
-
-def _comparable_metrics(run: TrackedRun, champion: ModelVersion | None, test_set: str) -> dict[str, Any] | None:
-    """Metrics of the champion, if they were measured on the same photos and its run still has them."""
-    from mlflow.exceptions import MlflowException
-
-    if champion is None or champion.tags.get("test_set") != test_set or not champion.run_id:
-        return None
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            path = run.client.download_artifacts(champion.run_id, "evaluate/metrics.json", scratch)
-            found: dict[str, Any] = read_json(Path(path))
-            return found
-    except (MlflowException, OSError):
-        return None
 
 
 def _summary(

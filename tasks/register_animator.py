@@ -23,9 +23,9 @@ from models.animation.log_mel import mel_weights
 from models.face.procedural_expressions import ARKIT_NAMES
 from tasks.animator_checkpoint import open_animator
 from tasks.animator_data import LOG_MEL, PreparedClip
-from tasks.artifacts import Workspace, read_json, write_json
+from tasks.artifacts import Workspace, write_json
 from tasks.params import Params
-from tasks.promotion import CHAMPION, POLICY_PATH, judge, load_policy
+from tasks.promotion import CHAMPION, POLICY_PATH, comparable_metrics, judge, load_policy
 from tasks.tracking import TrackedRun, finite, tracking_uri
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def register_animator(
         run.client.set_model_version_tag(name, number, key, value)
     run.client.set_registered_model_alias(name, CHALLENGER, number)
     champion = find_version(run.client, name, CHAMPION)
-    promoted, verdicts = judge(policy, metrics, champion=_comparable_metrics(run, champion, test_set))
+    promoted, verdicts = judge(policy, metrics, champion=comparable_metrics(run, champion, test_set))
     for verdict in verdicts:
         outcome = f"{verdict.outcome}: {verdict.detail}"
         run.client.set_model_version_tag(name, number, f"rule.{verdict.rule}", outcome)
@@ -187,21 +187,6 @@ def _signature() -> Any:
             ]
         ),
     )
-
-
-def _comparable_metrics(run: TrackedRun, champion: ModelVersion | None, test_set: str) -> dict[str, Any] | None:
-    """Metrics of the champion, if they were measured on the same clips and its run still has them."""
-    from mlflow.exceptions import MlflowException
-
-    if champion is None or champion.tags.get("test_set") != test_set or not champion.run_id:
-        return None
-    try:
-        with tempfile.TemporaryDirectory() as scratch:
-            path = run.client.download_artifacts(champion.run_id, "evaluate/metrics.json", scratch)
-            found: dict[str, Any] = read_json(Path(path))
-            return found
-    except (MlflowException, OSError):
-        return None
 
 
 def _flat(block: Mapping[str, Any]) -> dict[str, Any]:

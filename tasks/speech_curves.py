@@ -6,7 +6,6 @@ Convention: row k of a file without times stands for k / fps seconds; curves beg
 from __future__ import annotations
 
 import csv
-import hashlib
 import re
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +15,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from models.animation.audio import AudioError, normalised, read_audio
+from models.animation.audio import AudioError
 from models.animation.clip import FRAME_RATE_HZ, frame_times
 from models.face.procedural_expressions import ARKIT_NAMES
 from tasks.artifacts import Workspace
-from tasks.speech_candidates import SpeechCandidate, SpeechRefusal, audio_limits
+from tasks.speech_candidates import SpeechCandidate, SpeechRefusal
 from tasks.speech_labels import ClipTable, LabelError
 from tasks.speech_params import CurvesSource, IngestSpeechParams
+from tasks.speech_recordings import Recording
 
 SOUND_SUFFIXES = (".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus", ".mov", ".mp4")
 CURVE_SUFFIXES = (".npz", ".csv")
@@ -104,8 +104,7 @@ def _candidate(
     table: ClipTable,
     mapping: Mapping[str, tuple[str, ...]] | None,
 ) -> SpeechCandidate:
-    labels = table.labels(name)
-    audio, facts = read_audio(sound, audio_limits(params))
+    recording = Recording.read(sound, table.labels(name), params)
     raw = shifted(read_curve_file(curves, fps=source.fps), source.column_shift)
     coefficients, known = arkit_curves(raw, mapping, name=curves.name)
     if source.channels is not None:
@@ -114,24 +113,8 @@ def _candidate(
         if unknown:
             raise ValueError(f"source {source.name}: channels {', '.join(sorted(unknown))}, expected ARKit's names")
         known &= np.array([arkit.lower() in wanted for arkit in ARKIT_NAMES])
-    with sound.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return SpeechCandidate(
-        source=source.name,
-        path=name,
-        speaker=labels.speaker,
-        emotion=labels.emotion,
-        style=labels.style,
-        text=None,
-        split=labels.split,
-        held_out=None,
-        audio=normalised(audio, level_db=params.loudness_db),
-        coefficients=at_frames(raw.times, coefficients, raw.seconds),
-        known=known,
-        phonemes=None,
-        level_db=facts.level_db,
-        clipped_share=facts.clipped_share,
-        sha256=digest,
+    return recording.candidate(
+        source.name, name, coefficients=at_frames(raw.times, coefficients, raw.seconds), known=known
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.animation.audio import AudioError, normalised, read_audio
+from models.animation.audio import AudioError
 from models.animation.one_identity import filled, smoothed, with_one_identity
 from models.face.crop import apply_affine, crop_affine, warp_crop
 from models.face.procedural_expressions import ARKIT_NAMES
@@ -23,10 +22,11 @@ from tasks.detect import open_detector
 from tasks.face_model import load_face_model
 from tasks.images import Pixels, reduce
 from tasks.params import Params
-from tasks.speech_candidates import SpeechCandidate, SpeechRefusal, audio_limits
+from tasks.speech_candidates import SpeechCandidate, SpeechRefusal
 from tasks.speech_curves import at_frames
 from tasks.speech_labels import ClipTable, LabelError
 from tasks.speech_params import VideoSource
+from tasks.speech_recordings import Recording
 
 FILM_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 BATCH = 32
@@ -116,8 +116,7 @@ def _candidate(
     source: VideoSource, name: str, path: Path, params: Params, table: ClipTable, tracker: FaceTracker
 ) -> SpeechCandidate:
     section = params.ingest_speech
-    labels = table.labels(name)
-    audio, facts = read_audio(path, audio_limits(section))
+    recording = Recording.read(path, table.labels(name), section)
     track = track_face(tracker, path, max_seconds=section.max_seconds)
     if track.face_share < source.min_face_share:
         raise VideoError(
@@ -126,24 +125,12 @@ def _candidate(
             "film closer",
         )
     curves = smoothed(track.coefficients, rate_hz=track.rate_hz, cutoff_hz=source.smoothing_hz)
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return SpeechCandidate(
-        source=source.name,
-        path=name,
-        speaker=labels.speaker,
-        emotion=labels.emotion,
-        style=labels.style,
-        text=None,
-        split=labels.split,
-        held_out=None,
-        audio=normalised(audio, level_db=section.loudness_db),
-        coefficients=at_frames(track.times, np.clip(curves, 0.0, 1.0), float(track.times[-1]) + 1.0 / track.rate_hz),
+    seconds = float(track.times[-1]) + 1.0 / track.rate_hz
+    return recording.candidate(
+        source.name,
+        name,
+        coefficients=at_frames(track.times, np.clip(curves, 0.0, 1.0), seconds),
         known=tracker.known,
-        phonemes=None,
-        level_db=facts.level_db,
-        clipped_share=facts.clipped_share,
-        sha256=digest,
     )
 
 
