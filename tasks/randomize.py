@@ -27,6 +27,7 @@ from tasks.paint import Skin, paint
 from tasks.scenery import HeadOutline, background, draw_openings
 from tasks.spoil import spoil
 from tasks.subjects import Lamp, Shot, Subject
+from tasks.whiskers import draw_whiskers
 
 SUPERSAMPLING = 2
 """Photos are drawn at so many times their size, then reduced, as lenses and sensors average."""
@@ -141,6 +142,7 @@ class StrongLook:
         if image is None:
             image = self._dressed(faces, row, head, subject, shot, real=real)
         size = len(image)
+        draw_whiskers(image, head, subject, stream)
         draw_wear(image, head, subject, stream, yaw=yaw)
         if shot.occluded:
             draw_obstacle(image, head, stream)
