@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 SETTINGS = {
@@ -26,7 +27,14 @@ SETTINGS = {
 
 
 def prepare(workspace: Path) -> None:
-    """Apply the settings to this process and its children; Prefect's database goes into the workspace."""
+    """Apply the settings to this process and its children; Prefect's database goes into the workspace.
+
+    The stages call `python`: the folder of the one that runs comes first, activated or not.
+    """
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
+    folders = os.environ.get("PATH", "").split(os.pathsep)
+    own = str(Path(sys.executable).parent)
+    if folders[0] != own:
+        os.environ["PATH"] = os.pathsep.join([own, *folders])
     os.environ.setdefault("PREFECT_HOME", str(workspace.resolve() / ".mien" / "prefect"))

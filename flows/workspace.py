@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from tasks.shipped import CODE, SHIPPED
+
 if TYPE_CHECKING:
     from tasks.params import Params
-
-CODE = Path(__file__).resolve().parent.parent
-"""The checkout: where flows/, tasks/, models/, dvc.yaml and params.yaml lie."""
 
 PATH_KEYS = frozenset({"path", "landmarks", "persons", "mapping", "text", "checkpoint"})
 """Keys whose value is a file; on the command line it counts from the current folder, as in a shell."""
@@ -32,7 +31,7 @@ def create_workspace(folder: Path, *, preset: Path, further: Sequence[Path] = ()
 
     if (folder / "params.yaml").exists():
         raise ValueError(f"{folder}: is a workspace already; edit its params.yaml, or choose another folder")
-    data = read_yaml(CODE / "params.yaml")
+    data = read_yaml(SHIPPED / "params.yaml")
     for layer in (preset, *further):
         if not layer.is_file():
             raise FileNotFoundError(f"{layer}: no such preset; there are {', '.join(preset_names())}")
@@ -45,9 +44,9 @@ def create_workspace(folder: Path, *, preset: Path, further: Sequence[Path] = ()
     params = parse_params(data, name=f"{name} with the settings given")
     (folder / ".dvc").mkdir(parents=True, exist_ok=True)
     (folder / ".dvc" / "config").write_text(DVC_CONFIG, encoding="utf-8")
-    shutil.copyfile(CODE / ".dvcignore", folder / ".dvcignore")
+    shutil.copyfile(SHIPPED / ".dvcignore", folder / ".dvcignore")
     _write_graph(folder, params)
-    heading = f"Made by `mien workspace` from {name}; {CODE / 'params.yaml'} explains the keys."
+    heading = f"Made by `mien workspace` from {name}; {SHIPPED / 'params.yaml'} explains the keys."
     # Last, because it is what makes a folder a workspace.
     _write_yaml(folder / "params.yaml", data, heading)
 
@@ -67,7 +66,7 @@ def _write_graph(folder: Path, params: Params) -> None:
     Folders of photos and scans and the face model's file are listed, so that DVC notices when they change. Folders of
     code are listed file by file: `.dvcignore` does not reach outside, and there Python leaves its caches.
     """
-    graph = read_yaml(CODE / "dvc.yaml")
+    graph = read_yaml(SHIPPED / "dvc.yaml")
     prefix = "${project.code}/"
     for stage in graph["stages"].values():
         stage["deps"] = [
@@ -91,14 +90,15 @@ def _write_graph(folder: Path, params: Params) -> None:
     if any(source.kind == "video" for source in params.ingest_speech.sources):
         graph["stages"]["ingest_speech"]["deps"].append("artifacts/train_detector")
     _write_yaml(
-        folder / "dvc.yaml", graph, f"Made from {CODE / 'dvc.yaml'} whenever `mien run` is called; edit that one."
+        folder / "dvc.yaml", graph, f"Made from {SHIPPED / 'dvc.yaml'} whenever `mien run` is called; edit that one."
     )
 
 
 def _files(name: str) -> list[str]:
     """A file of the code, or all files of a folder of it; DVC warns of empty ones."""
     found = [path for path in sorted((CODE / name).rglob("*")) if path.is_file() and path.stat().st_size]
-    return [path.relative_to(CODE).as_posix() for path in found if "__pycache__" not in path.parts] or [name]
+    files = [path.relative_to(CODE).as_posix() for path in found if "__pycache__" not in path.parts]
+    return files or [((CODE if (CODE / name).exists() else SHIPPED) / name).relative_to(CODE).as_posix()]
 
 
 def allow_without_git(folder: Path) -> None:
@@ -111,12 +111,12 @@ def allow_without_git(folder: Path) -> None:
 
 def preset_names() -> list[str]:
     """Names of the presets that come with the code."""
-    return sorted(path.stem for path in (CODE / "presets").glob("*.yaml"))
+    return sorted(path.stem for path in (SHIPPED / "presets").glob("*.yaml"))
 
 
 def preset_path(preset: str) -> Path:
     """The file of a preset, given by its name or by a path."""
-    named = CODE / "presets" / f"{preset}.yaml"
+    named = SHIPPED / "presets" / f"{preset}.yaml"
     return named if named.is_file() else Path(preset)
 
 

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from tasks.artifacts import read_json
 from tasks.params import ParamsError
+from tasks.shipped import SHIPPED
 from tasks.source_params import Section
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 
-POLICY_PATH = Path(__file__).resolve().parents[1] / "mlflow" / "promotion.yaml"
+POLICY_PATH = SHIPPED / "mlflow" / "promotion.yaml"
 """Beside the code, so that every workspace is held to the same policy."""
 
 MetricPath = Annotated[str, Field(pattern=r"^[a-z][\w.@-]*$")]
