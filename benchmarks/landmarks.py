@@ -27,7 +27,13 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.rendering.timing import median_milliseconds
-from models.landmarks.cascade import HierarchicalDetector, detector_content, load_hierarchical, load_network
+from models.landmarks.cascade import (
+    LIKELY_BOX_SCORE,
+    HierarchicalDetector,
+    detector_content,
+    load_hierarchical,
+    load_network,
+)
 from models.landmarks.finder import FaceFinder, FinderRun, cell_grid, find_faces, finder_content
 from models.landmarks.hierarchical import HierarchicalNetwork, NetworkWidths
 from models.landmarks.portable import export_detector, load_portable
@@ -150,7 +156,7 @@ def _call(finder: Any, pixels: np.ndarray) -> tuple[Any, Any, Any, Any]:
 def _boxes(detector: HierarchicalDetector, photo: np.ndarray) -> str:
     if detector.finder is None:
         return "windows"
-    found = len(find_faces(detector.finder, [photo], min_score=0.3)[0])
+    found = len(find_faces(detector.finder, [photo], min_score=LIKELY_BOX_SCORE)[0])
     return f"finder: {found}" if found else "whole photo"
 
 
