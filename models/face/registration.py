@@ -22,7 +22,7 @@ from scipy.spatial.transform import Rotation
 from models.face.alignment import rigid_alignment
 from models.face.mesh_operators import cotangent_laplacian, mesh_normals, vertex_areas
 from models.face.morphable import MorphableModel
-from models.face.nearest import NearestPoints, NearestSurface
+from models.face.nearest import NearestSurface, SurfacePoints
 from models.face.sampling import is_arkit_shape
 from models.face.surface import now_crop
 from models.types import JAW_COUNT, LANDMARK_COUNT, PART_NAMES
@@ -224,10 +224,10 @@ class _Fit:
         """Vertices (V, 3) of the present coefficients."""
         return self.mean + np.tensordot(self.shape, self.basis, 1)
 
-    def nearest(self, points: Values) -> NearestPoints:
+    def nearest(self, points: Values) -> SurfacePoints:
         """The scan's nearest points to points of model space, in model space."""
         found = self.surface.query((points - self.translation) @ self.rotation / self.scale)
-        return NearestPoints(
+        return SurfacePoints(
             points=self.scale * found.points @ self.rotation.T + self.translation,
             normals=found.normals @ self.rotation.T,
             distance=self.scale * found.distance,
@@ -275,7 +275,7 @@ class _Fit:
 
 @dataclass(frozen=True)
 class _Match:
-    nearest: NearestPoints
+    nearest: SurfacePoints
     weight: Values
     """Area of the vertex where the correspondence counts, else zero."""
 
