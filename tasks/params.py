@@ -226,6 +226,8 @@ class Params(Section):
     project: ProjectParams = ProjectParams()
     face_model: FaceModelParams = FaceModelParams()
     encoder: EncoderParams = EncoderParams()
+    promote: Literal["at_once", "later"] = "at_once"
+    """Whether the stage makes a version champion that passes, or leaves it to `mien registry promote`."""
     ingest: IngestParams
     train_detector: TrainDetectorParams = TrainDetectorParams()
     train_geometry: TrainGeometryParams = TrainGeometryParams()

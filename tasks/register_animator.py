@@ -23,17 +23,18 @@ from models.animation.log_mel import mel_weights
 from models.face.procedural_expressions import ARKIT_NAMES
 from tasks.animator_checkpoint import open_animator
 from tasks.animator_data import LOG_MEL, PreparedClip
-from tasks.artifacts import Workspace, write_json
+from tasks.artifacts import Workspace, load_checkpoint, write_json
 from tasks.params import Params
-from tasks.promotion import CHAMPION, POLICY_PATH, comparable_metrics, judge, load_policy
+from tasks.promotion import ANIMATOR_POLICY_PATH, CHAMPION, load_policy
+from tasks.provenance import trace
+from tasks.registry import CHALLENGER, enter, find_version, keep_sources
 from tasks.tracking import TrackedRun, finite, tracking_uri
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
     from mlflow.entities.model_registry import ModelVersion
 
-CHALLENGER = "challenger"
-POLICY = POLICY_PATH.with_name("animator_promotion.yaml")
+__all__ = ["CHECKPOINT_FILE", "find_version", "register_animator", "write_package"]
+
 SERVED_ANIMATOR = Path(__file__).with_name("served_animator.py")
 REQUIREMENTS = ("mlflow", "numpy", "onnxruntime", "pandas")
 
@@ -58,36 +59,40 @@ def register_animator(
 
     Raises: ParamsError, ValueError or FileNotFoundError with a one-line remedy.
     """
-    policy = load_policy(POLICY)
+    policy = load_policy(ANIMATOR_POLICY_PATH)
     test_set = fingerprint_of_clips(test, metrics)
     name = params.evaluate_animator.model_name
+    content = load_checkpoint(workspace.folder("train_animator") / "checkpoint.pt")
+    provenance = trace(workspace, ["train_animator"], checkpoints=[content])
+    keep_sources(run, workspace, provenance)
     with tempfile.TemporaryDirectory() as scratch:
         deviation = write_package(Path(scratch) / "files", params, workspace)
         version = _new_version(Path(scratch), name, run)
-    number = str(version.version)
     tags = {"test_set": test_set, "encoder": params.train_animator.encoder}
     tags |= {f"animator.{key}": f"{value:.5g}" for key, value in finite(_flat(metrics["animator"])).items()}
-    for key, value in tags.items():
-        run.client.set_model_version_tag(name, number, key, value)
-    run.client.set_registered_model_alias(name, CHALLENGER, number)
-    champion = find_version(run.client, name, CHAMPION)
-    promoted, verdicts = judge(policy, metrics, champion=comparable_metrics(run, champion, test_set))
-    for verdict in verdicts:
-        outcome = f"{verdict.outcome}: {verdict.detail}"
-        run.client.set_model_version_tag(name, number, f"rule.{verdict.rule}", outcome)
-    run.client.set_model_version_tag(name, number, "promotion", "passed" if promoted else "failed")
-    if promoted:
-        run.client.set_registered_model_alias(name, CHAMPION, number)
-    alias = CHAMPION if promoted else CHALLENGER
+    decision = enter(
+        run.client,
+        name,
+        str(version.version),
+        metrics=metrics,
+        policy=policy,
+        provenance=provenance,
+        tags=tags,
+        promote=params.register.promote == "at_once",
+    )
+    alias = CHAMPION if decision.promoted else CHALLENGER
     return {
         "model": name,
-        "version": int(number),
+        "version": decision.version,
         "alias": alias,
         "uri": f"models:/{name}@{alias}",
         "tracking_uri": tracking_uri(params, workspace),
-        "champion_before": int(champion.version) if champion is not None else None,
+        "champion_before": decision.champion_before,
         "test_set": test_set,
-        "rules": {verdict.rule: {"outcome": verdict.outcome, "detail": verdict.detail} for verdict in verdicts},
+        "rules": {
+            verdict.rule: {"outcome": verdict.outcome, "detail": verdict.detail} for verdict in decision.verdicts
+        },
+        "source": provenance.tags(),
         "export_deviation": deviation,
     }
 
@@ -115,19 +120,6 @@ def write_package(folder: Path, params: Params, workspace: Workspace) -> float |
     if params.train_animator.encoder != LOG_MEL:
         return None
     return export_animator(animator, folder / GRAPH_FILE)
-
-
-def find_version(client: MlflowClient, name: str, alias: str) -> ModelVersion | None:
-    """The version that an alias points to, None where the alias or the model is not there."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return client.get_model_version_by_alias(name, alias)
-    except MlflowException as error:
-        # A missing alias is said to be an invalid parameter.
-        if error.error_code in ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST"):
-            return None
-        raise
 
 
 def fingerprint_of_clips(clips: Sequence[PreparedClip], metrics: Mapping[str, Any]) -> str:

@@ -111,7 +111,7 @@ def test_worse_version_stays_challenger(registered: Workspace, tmp_path: Path, m
         "tasks.register.export_detector",
         lambda _, folder: {"landmarks.onnx": (folder / "landmarks.onnx").write_bytes(b"") * 0.0},
     )
-    monkeypatch.setattr("tasks.register._input_example", lambda *_, **__: None)
+    monkeypatch.setattr("tasks.registered_model._input_example", lambda *_, **__: None)
     register(params, workspace)
     worse = {**METRICS, "refusion": {**METRICS["refusion"], "landmark_nme": 0.05}}
     write_json(workspace.folder("evaluate") / "metrics.json", worse)

@@ -24,7 +24,8 @@ from models.landmarks.finder import find_faces
 from models.landmarks.framing import FLIP_PERMUTATION, FRAME_SCALE, cut_frames, frame_affine, tight_frame
 from models.landmarks.portable import finder_settings
 from tasks.images import decode
-from tasks.served_model import FaceFinder, PhotoError, crop_affine, cut_crop, cut_frame, decode_photo, find_boxes
+from tasks.served_finder import FaceFinder, find_boxes
+from tasks.served_photos import PhotoError, crop_affine, cut_crop, cut_frame, decode_photo
 from tests.coordinate_photo import BoxFinder, CoordinateReader, circle_shape, coordinate_photo, face_points
 from tests.tasks.trained_workspace import front_points
 
