@@ -33,6 +33,7 @@ from models.face.morphable import MorphableModel
 from models.face.surface import SurfaceTopology, now_distance
 from models.landmarks.detector import LandmarkDetector, build_detector
 from models.reconstruction.photo_fit import ANCHOR, LANDMARK_STEPS, PHOTO_STEPS, mean_start, refine_coefficients
+from models.reconstruction.photos import crop_photo, detect_reduced
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
 from models.rendering.shade import vertex_normals
 from models.types import Batch
@@ -41,7 +42,6 @@ from tasks.detect import open_detector
 from tasks.face_model import load_face_model
 from tasks.images import decode, read_file
 from tasks.params import Params, load_params
-from tasks.reconstruct import crop_photo, detect_reduced
 from tasks.scan_landmarks import find_scan_landmarks, read_scan_landmarks
 
 SCAN = Path("../shared/data/scans/james")
@@ -75,11 +75,11 @@ def find_crops(photos: list[Path], detector: LandmarkDetector, params: Params) -
     for path in photos:
         content = read_file(path, max_bytes=params.ingest.max_image_bytes)
         photo = decode(content, max_bytes=params.ingest.max_image_bytes, max_pixels=params.ingest.max_image_pixels)
-        detection = detect_reduced(detector, photo, max_side_px=params.ingest.max_side_px)
-        if detection is None:
+        (found,) = detect_reduced(detector, [photo], params.ingest.max_side_px)
+        if not found:
             raise ValueError(f"{path}: no face was found; train the detector on photos like this one")
         size, scale = params.project.crop_size_px, params.validate_labels.crop_scale
-        crops.append(crop_photo(photo, detection, size_px=size, scale=scale, name=path.stem)[0])
+        crops.append(crop_photo(photo, found[0], size_px=size, scale=scale, name=path.stem)[0])
     return crops
 
 

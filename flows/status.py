@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,26 +22,40 @@ HEADLINES = {
 """Metrics of the evaluation that fit on a screen, with their headings."""
 
 
-def show_status(workspace: Path) -> None:
-    """Print for every stage whether it is up to date, then the last evaluation."""
+def stage_states(workspace: Path) -> dict[str, dict[str, Any]]:
+    """For every stage whether it is up to date, stale or not made yet, and because of what."""
     from dvc.repo import Repo
 
     from flows.pipeline import stage_order
 
     with Repo(str(workspace)) as repo:
         stale = repo.status()
+    states: dict[str, dict[str, Any]] = {}
+    for name in stage_order(workspace):
+        causes = _causes(stale.get(name, []))
+        if (workspace / "artifacts" / name).is_dir():
+            states[name] = {"state": "stale" if causes else "up to date", "because_of": causes}
+        else:
+            states[name] = {"state": "not made yet", "because_of": []}
+    return states
+
+
+def last_evaluation(workspace: Path) -> dict[str, Any] | None:
+    """What the last evaluation measured; None before the first."""
+    metrics = workspace / "artifacts" / "evaluate" / "metrics.json"
+    return json.loads(metrics.read_text(encoding="utf-8")) if metrics.is_file() else None
+
+
+def show_status(workspace: Path) -> None:
+    """Print for every stage whether it is up to date, then the last evaluation."""
     console = Console()
     table = Table("stage", "state", "because of")
-    for name in stage_order(workspace):
-        causes = stale.get(name, [])
-        if (workspace / "artifacts" / name).is_dir():
-            table.add_row(name, "stale" if causes else "up to date", ", ".join(_causes(causes)))
-        else:
-            table.add_row(name, "not made yet", "")
+    for name, row in stage_states(workspace).items():
+        table.add_row(name, row["state"], ", ".join(row["because_of"]))
     console.print(table)
-    metrics = workspace / "artifacts" / "evaluate" / "metrics.json"
-    if metrics.is_file():
-        console.print(_evaluation(json.loads(metrics.read_text(encoding="utf-8"))))
+    metrics = last_evaluation(workspace)
+    if metrics is not None:
+        console.print(_evaluation(metrics))
 
 
 def _causes(entries: list[object]) -> list[str]:
@@ -64,8 +79,8 @@ def _evaluation(metrics: dict[str, object]) -> Table:
     return table
 
 
-def show_model(workspace: Path) -> None:
-    """Print what the face model of a workspace consists of."""
+def model_rows(workspace: Path) -> list[tuple[str, str]]:
+    """What the face model of a workspace consists of, as labels and values."""
     from tasks.artifacts import Workspace
     from tasks.convert import describe_face_model, with_notes
     from tasks.face_model import load_face_model
@@ -74,7 +89,7 @@ def show_model(workspace: Path) -> None:
     place = Workspace(workspace)
     params = load_params(place.params)
     model, notes = with_notes(lambda: load_face_model(params, place))
-    show_rows([("kind", params.face_model.kind), *notes, *describe_face_model(model)])
+    return [("kind", params.face_model.kind), *notes, *describe_face_model(model)]
 
 
 def show_rows(rows: Sequence[tuple[str, str]]) -> None:

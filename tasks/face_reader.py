@@ -13,6 +13,7 @@ from typing import Any
 from models.face.formats import build_face_model
 from models.face.morphable import MorphableModel
 from models.landmarks.detector import LandmarkDetector, build_detector
+from models.reconstruction.photos import PhotoReader
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
 from tasks.artifacts import Workspace, load_checkpoint, read_json
 from tasks.detect import open_detector
@@ -35,6 +36,15 @@ class FaceReader:
     max_side_px: int
     """Detection looks at photos reduced to this, as training did; the crop is cut from the full photo."""
     find_detector: Callable[[], LandmarkDetector]
+    device: str = "cpu"
+    """Where the networks run; meshes and pictures are made on the processor."""
+
+    @cached_property
+    def photos(self) -> PhotoReader:
+        """Network and detector for photos in memory."""
+        return PhotoReader(
+            self.reconstructor, lambda: self.detector, max_side_px=self.max_side_px, device=self.device
+        )  # fmt: skip
 
     @cached_property
     def detector(self) -> LandmarkDetector:
@@ -42,7 +52,25 @@ class FaceReader:
         return self.find_detector()
 
 
-def open_champion(params: Params, workspace: Workspace) -> FaceReader:
+def chosen_device(name: str) -> str:
+    """`auto` is CUDA where there is one.
+
+    Raises: ValueError if there is no such device here.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        found = torch.device(name)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).strip().splitlines()[0][:120]
+        raise ValueError(f"--device {name}: cannot be used here ({reason}); give cpu, cuda or auto") from None
+    return str(found)
+
+
+def open_champion(params: Params, workspace: Workspace, *, device: str = "cpu") -> FaceReader:
     """The model that the registry holds as champion, with the face model and detector that belong to it.
 
     Raises: FileNotFoundError if there is none.
@@ -67,12 +95,12 @@ def open_champion(params: Params, workspace: Workspace) -> FaceReader:
     def find_detector() -> LandmarkDetector:
         kind = settings["landmarks"]
         if kind != "hierarchical":
-            return build_detector(kind)
+            return build_detector(kind) if kind == "provided" else build_detector(kind, device=device)
         path = folder / PACKAGE_FILES["detector_checkpoint"]
         content = load_checkpoint(path)
         with _fitting_weights(path):
             score = settings["detector"]["min_face_score"]
-            return build_detector(kind, content=content, exported=folder, min_face_score=score)
+            return build_detector(kind, content=content, exported=folder, min_face_score=score, device=device)
 
     return FaceReader(
         reconstructor=reconstructor,
@@ -81,11 +109,16 @@ def open_champion(params: Params, workspace: Workspace) -> FaceReader:
         max_image_pixels=settings["max_image_pixels"],
         max_side_px=settings["max_side_px"],
         find_detector=find_detector,
+        device=device,
     )
 
 
-def open_checkpoint(path: Path, params: Params, workspace: Workspace) -> FaceReader:
+def open_checkpoint(
+    path: Path, params: Params, workspace: Workspace, *, device: str = "cpu", model: MorphableModel | None = None
+) -> FaceReader:
     """The model of a checkpoint file, or of the folder that holds one; face model and detector as the params say.
+
+    `model`: another face model than the params name.
 
     Raises: ValueError or FileNotFoundError with a one-line remedy.
     """
@@ -95,16 +128,23 @@ def open_checkpoint(path: Path, params: Params, workspace: Workspace) -> FaceRea
 
     def find_detector() -> LandmarkDetector:
         with _fitting_weights(workspace.folder("train_detector") / "checkpoint.pt"):
-            return open_detector(params, workspace)
+            return open_detector(_on_device(params, device), workspace)
 
     return FaceReader(
-        reconstructor=_load(path, load_face_model(params, workspace)),
+        reconstructor=_load(path, load_face_model(params, workspace) if model is None else model),
         origin={"checkpoint": str(path)},
         max_image_bytes=params.ingest.max_image_bytes,
         max_image_pixels=params.ingest.max_image_pixels,
         max_side_px=params.ingest.max_side_px,
         find_detector=find_detector,
+        device=device,
     )
+
+
+def _on_device(params: Params, device: str) -> Params:
+    """Parameters whose networks run where the command says."""
+    kind = "cpu" if device == "cpu" else "cuda"
+    return params.model_copy(update={"project": params.project.model_copy(update={"device": kind})})
 
 
 def _load(path: Path, model: MorphableModel) -> Reconstructor:

@@ -20,7 +20,7 @@ from models.landmarks.detector import Detection, LandmarkDetector, build_detecto
 from models.landmarks.portable import LANDMARK_FILE, load_portable
 from tasks.artifacts import Workspace, load_checkpoint, replace_file
 from tasks.images import ImageError, Pixels, decode, read_file
-from tasks.reconstruct import UNREADABLE_REMEDY, photo_paths
+from tasks.photo_files import UNREADABLE_REMEDY, photo_paths
 
 TABLE = "landmarks.csv"
 COLUMNS = ("file", "face", *(f"{axis}{point}" for point in range(68) for axis in "xy"), "confidence", "score")

@@ -6,17 +6,25 @@ import json
 import shutil
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import trimesh
 from PIL import Image
 
 from tasks.artifacts import Workspace, load_checkpoint, save_checkpoint
 from tasks.face_reader import open_champion
+from tasks.mesh_files import read_geometry
 from tasks.params import load_params
-from tasks.reconstruct import ReconstructionError, Refinement, read_face, reconstruct_photos
+from tasks.reconstruct import ReconstructionError, Refinement, read_face
+from tasks.reconstruct import reconstruct_photos as reconstruct_with_report
 from tests.tasks.trained_workspace import PHOTO_SIZE_PX, front_points, write_photo
+
+
+def reconstruct_photos(photos: list[Path], out: Path, *, workspace: Workspace, **options: Any) -> list[Path]:
+    """What is written; the detector of these tests takes anything for a face, so the best one is asked for."""
+    known = {"outputs": "obj,overlay,json", "which": "best", "texture_px": 64, **options}
+    return reconstruct_with_report(photos, out, workspace=workspace, **known).files
 
 
 def projected(document: dict, vertices: np.ndarray) -> np.ndarray:
@@ -36,28 +44,28 @@ def landmark_table(path: Path, rows: dict[str, np.ndarray]) -> Path:
 def test_champion_writes_mesh_overlay_and_camera_that_agree(registered: Workspace, tmp_path: Path) -> None:
     photo = write_photo(tmp_path / "face.png", 400)
     written = reconstruct_photos([photo], tmp_path / "out", workspace=registered)
-    assert [path.name for path in written] == ["face.obj", "face_overlay.png", "face.json"]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["face.json", "face.obj", "face_overlay.png"]
-    mesh = trimesh.load(written[0], process=False)
-    assert mesh.vertices.shape == (210, 3)
-    assert mesh.visual.vertex_colors.shape == (210, 4)
-    document = json.loads(written[2].read_text())
+    names = ["face.obj", "face.mtl", "face_texture.png", "face_overlay.png", "face.json"]
+    assert [path.name for path in written] == names
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == sorted(names)
+    vertices, _ = read_geometry(written[0])
+    assert vertices.shape == (210, 3)
+    document = json.loads(written[4].read_text())
     assert document["model"] == {"name": "mien-reconstructor", "version": 1, "alias": "champion"}
     model = open_champion(load_params(registered.params), registered).reconstructor.model
     assert document["face_model"] == model.stamp()
     assert document["face_model"]["licence"] == "CC0-1.0"
     header = written[0].read_text().splitlines()[1:4]
     assert header == [f"# face model {key}: {model.stamp()[key]}" for key in ("name", "licence", "hash")]
-    with Image.open(written[1]) as drawn:
+    with Image.open(written[3]) as drawn:
         assert drawn.info["face_model_licence"] == "CC0-1.0"
         assert drawn.info["face_model_hash"] == model.content_hash()
     assert set(document["coefficients"]["expression"]) == {"jawOpen", "eyeBlinkLeft", "eyeBlinkRight"}
-    pixels = projected(document, mesh.vertices)[model.landmark_vertices.numpy()]
+    pixels = projected(document, vertices)[model.landmark_vertices.numpy()]
     assert np.abs(pixels - np.array(document["landmarks"]["projected_px"])).max() < 0.02
-    before, after = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (photo, written[1]))
+    before, after = (np.asarray(Image.open(path).convert("RGB")).astype(int) for path in (photo, written[3]))
     assert before.shape == after.shape
     changed = np.argwhere(np.abs(before - after).max(2) > 0)[:, ::-1]
-    face = projected(document, mesh.vertices)
+    face = projected(document, vertices)
     assert len(changed) > 1000
     assert (changed.min(0) >= face.min(0) - 2).all()
     assert (changed.max(0) <= face.max(0) + 2).all()
@@ -88,7 +96,7 @@ def test_checkpoint_and_given_landmarks(registered: Workspace, tmp_path: Path) -
     written = reconstruct_photos(
         [photo], tmp_path / "out", workspace=registered, checkpoint=registered.folder("refusion"), landmarks=table
     )
-    document = json.loads(written[2].read_text())
+    document = json.loads(written[4].read_text())
     assert document["model"] == {"checkpoint": str(registered.folder("refusion") / "checkpoint.pt")}
     assert np.array(document["landmarks"]["detected_px"]) == pytest.approx(front_points(), abs=1e-3)
     assert document["landmarks"]["confidence"] == [pytest.approx(0.8)] * 68
@@ -121,7 +129,9 @@ def test_bad_photos_are_named_and_the_others_go_on(
     ):
         assert f"{name}: " in line
         assert reason in line
-    assert sorted(path.name for path in out.iterdir()) == ["good.json", "good.obj", "good_overlay.png"]
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"good{suffix}" for suffix in (".json", ".mtl", ".obj", "_overlay.png", "_texture.png")
+    ]
 
 
 def test_coinciding_points_are_refused(
@@ -139,7 +149,7 @@ def test_failed_writing_leaves_nothing(registered: Workspace, tmp_path: Path, mo
     def broken(*_: object, **__: object) -> None:
         raise RuntimeError("disk full")
 
-    monkeypatch.setattr("tasks.reconstruct.overlay", broken)
+    monkeypatch.setattr("tasks.output_pictures.overlay", broken)
     with pytest.raises(RuntimeError, match="disk full"):
         reconstruct_photos([write_photo(tmp_path / "face.png")], tmp_path / "out", workspace=registered)
     assert list((tmp_path / "out").iterdir()) == []
@@ -198,21 +208,21 @@ def test_refinement_is_nearer_to_the_points_and_says_so(registered: Workspace, t
         written = reconstruct_photos(
             [photo], tmp_path / name, workspace=registered, landmarks=table, refinement=refinement
         )
-        documents[name] = json.loads(written[2].read_text())
+        documents[name] = json.loads(written[4].read_text())
         points = np.array(documents[name]["landmarks"]["projected_px"])
         misses[name] = np.linalg.norm(points - front_points(400), axis=1).mean()
         expected = "not refined" if refinement is None else "refined"
         assert f"face of face.png, {expected};" in written[0].read_text().splitlines()[0]
-        with Image.open(written[1]) as drawn:
+        with Image.open(written[3]) as drawn:
             assert drawn.info["face"] == expected
     assert documents["plain"]["refinement"] is None
     assert documents["photo"]["refinement"] == {"landmark_steps": 4, "photo_steps": 5, "same_person_as": []}
     assert misses["landmarks"] < 0.5 * misses["plain"]
     assert misses["photo"] < 0.5 * misses["plain"]
     # The mesh that is written is the refined one.
-    mesh = trimesh.load(tmp_path / "photo" / "face.obj", process=False)
+    vertices, _ = read_geometry(tmp_path / "photo" / "face.obj")
     model = open_champion(load_params(registered.params), registered).reconstructor.model
-    pixels = projected(documents["photo"], mesh.vertices)[model.landmark_vertices.numpy()]
+    pixels = projected(documents["photo"], vertices)[model.landmark_vertices.numpy()]
     assert np.abs(pixels - np.array(documents["photo"]["landmarks"]["projected_px"])).max() < 0.02
 
 

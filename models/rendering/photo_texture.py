@@ -1,0 +1,97 @@
+"""The texture of one face from its photo: what the photo shows, then its mirror image, then the face model.
+
+Convention: textures as in models/rendering/texture.py, in the colours of the photo, its light included.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+
+from models.face.camera import NEAR_MM
+from models.face.lighting import irradiance
+from models.face.morphable import MorphableModel
+from models.rendering.shade import vertex_normals
+from models.rendering.texture import Texture, attribute_texture, extract_texture, mirror_fill
+from models.rendering.texture_chart import MirrorMap, TextureChart, mirror_map, texture_chart
+from models.types import Camera
+
+PIXELS_PER_TEXEL = 2.0
+"""A face shown finer than this is reduced first: sampling takes four pixels and would skip the others."""
+
+
+@dataclass(frozen=True)
+class TexturePainter:
+    """What is computed once for a face model and a texture size."""
+
+    chart: TextureChart
+    mirror: MirrorMap
+
+    @staticmethod
+    def build(model: MorphableModel, size_px: int) -> TexturePainter:
+        """Raises: ValueError if the size is not positive, or the model has no usable uv."""
+        chart = texture_chart(model, size_px)
+        return TexturePainter(chart=chart, mirror=mirror_map(model, chart))
+
+    @torch.no_grad()
+    def paint(
+        self,
+        photo: UInt8[np.ndarray, "H W 3"],
+        vertices: Float[Tensor, "V 3"],
+        *,
+        intrinsics: Float[Tensor, "3 3"],
+        albedo: Float[Tensor, "V 3"],
+        lighting: Float[Tensor, "9 3"],
+    ) -> Texture:
+        """The texture of a mesh (camera space) that was fitted to the photo, a batch of one.
+
+        What neither the photo nor its mirror image shows is the albedo under the light of the photo.
+        """
+        piece, camera = piece_around(photo, vertices, intrinsics=intrinsics, texels=self.chart.size_px)
+        image = torch.from_numpy(piece).permute(2, 0, 1)[None].float() / 255.0
+        seen = extract_texture(image, vertices[None], chart=self.chart, camera=camera)
+        normals = vertex_normals(vertices[None], self.chart.triangles)
+        shaded = (albedo[None] * irradiance(normals, lighting[None])).clamp(0.0, 1.0)
+        return mirror_fill(seen, chart=self.chart, mirror=self.mirror, fallback=attribute_texture(shaded, self.chart))
+
+
+def piece_around(
+    photo: UInt8[np.ndarray, "H W 3"],
+    vertices: Float[Tensor, "V 3"],
+    *,
+    intrinsics: Float[Tensor, "3 3"],
+    texels: int,
+) -> tuple[UInt8[np.ndarray, "h w 3"], Camera]:
+    """The part of a photo that shows a mesh (camera space), and the camera that sees it.
+
+    Reduced where it would be more than `PIXELS_PER_TEXEL` times as fine as a texture of that many texels.
+    """
+    low, high = photo_box(vertices, intrinsics, size=(photo.shape[0], photo.shape[1]))
+    piece = photo[low[1] : high[1], low[0] : high[0]]
+    scale = min(1.0, PIXELS_PER_TEXEL * texels / max(piece.shape[:2]))
+    if scale < 1.0:
+        size = (max(1, round(piece.shape[1] * scale)), max(1, round(piece.shape[0] * scale)))
+        piece = cv2.resize(piece, size, interpolation=cv2.INTER_AREA)
+    factor = intrinsics.new_tensor([piece.shape[1] / int(high[0] - low[0]), piece.shape[0] / int(high[1] - low[1])])
+    camera = Camera(
+        focal_px=intrinsics[0, 0, None] * factor.mean(),
+        principal_px=((intrinsics[:2, 2] - low) * factor)[None],
+        size=(piece.shape[0], piece.shape[1]),
+    )
+    return np.ascontiguousarray(piece), camera
+
+
+def photo_box(
+    vertices: Float[Tensor, "V 3"], intrinsics: Float[Tensor, "3 3"], *, size: tuple[int, int]
+) -> tuple[Int[Tensor, "2"], Int[Tensor, "2"]]:
+    """First pixel (x, y), and the one after the last, of a mesh in a photo of that size (H, W); one pixel at least."""
+    pixels = (vertices / vertices[:, 2:].clamp_min(NEAR_MM)) @ intrinsics.T
+    limit = pixels.new_tensor([size[1], size[0]])
+    low = torch.minimum((pixels[:, :2].amin(0).floor() - 1.0).clamp_min(0.0), limit - 1.0).long()
+    high = torch.minimum((pixels[:, :2].amax(0).ceil() + 2.0).clamp_min(1.0), limit).long()
+    return low, torch.maximum(high, low + 1)
