@@ -238,13 +238,18 @@ def simulate_faces(
     crop_scale: float,
     max_yaw_deg: float,
     generator: Generator,
+    photos_per_person: int = 1,
+    shared_noise: float = 0.0,
 ) -> SimulatedFaces:
     """Project random faces, disturb the points as the detector does, and crop around them.
 
     `expressions` is a stock to draw from, see `sample_expressions`. The camera's focal length and distance vary
     together, as they do between photos, while the crop's camera is fixed.
+    `photos_per_person`: so many faces in a row are of one person. `shared_noise`: the share of the noise's variance
+    that all of them have in common, since a detector errs alike on one face.
     """
-    identity = torch.randn(count, model.identity_size, generator=generator)
+    identity = torch.randn(-(-count // photos_per_person), model.identity_size, generator=generator)
+    identity = identity.repeat_interleave(photos_per_person, 0)[:count]
     expression = expressions[torch.randint(len(expressions), (count,), generator=generator)]
     rotation = sample_rotation(count, max_yaw_deg=max_yaw_deg, generator=generator)
     points = model.landmark_points(identity, expression)
@@ -270,6 +275,10 @@ def simulate_faces(
     sigma = torch.where(large[:, None] == 1, stock[1], stock[0])
     sigma = sigma * torch.exp(0.25 * torch.randn(count, 1, generator=generator))
     unit = torch.randn(count, 2 * LANDMARK_COUNT, generator=generator)
+    if shared_noise:
+        common = torch.randn(-(-count // photos_per_person), 2 * LANDMARK_COUNT, generator=generator)
+        common = common.repeat_interleave(photos_per_person, 0)[:count]
+        unit = math.sqrt(1.0 - shared_noise) * unit + math.sqrt(shared_noise) * common
     individual = pose_residual(true_points, with_depth(mean_seen, camera)) / side[:, None, None]
     individual = _mirror_where(yaw < 0.0, individual).flatten(1)
     # A detector that has seen many faces draws every face towards the common one, most of all in its fine motions.

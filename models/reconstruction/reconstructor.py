@@ -14,6 +14,7 @@ from models.face.lighting import ambient_light
 from models.face.morphable import MorphableModel
 from models.reconstruction.encoder import Encoder
 from models.reconstruction.geometry_branch import place
+from models.reconstruction.set_confidence import SetConfidence
 from models.rendering.render import render
 from models.types import Camera, FaceCoefficients, Mesh, Reconstruction
 
@@ -50,6 +51,8 @@ class Reconstructor(nn.Module):
             width=settings.width,
             features=settings.features,
         )
+        self.sets: SetConfidence | None = None
+        """How much photos of a set deserve to be heard; None until that is learned."""
 
     def forward(
         self,
@@ -87,6 +90,24 @@ class Reconstructor(nn.Module):
             rotation=rotation,
             translation=translation,
         )
+
+    def set_confidence(
+        self,
+        image: Float[Tensor, "B 3 S S"],
+        landmarks: Float[Tensor, "B 68 2"],
+        confidence: Float[Tensor, "B 68"],
+    ) -> Float[Tensor, "B I"]:
+        """Factors of what each photo says about its person, see models/reconstruction/aggregate.py.
+
+        Raises: ValueError if they were not learned.
+        """
+        if self.sets is None:
+            raise ValueError(
+                "the checkpoint has learned nothing about sets of photos; use --aggregate analytic, or run refusion "
+                "again with set_steps above 0"
+            )
+        features, _ = self.encoder.fused_features(image, self.normalize(landmarks), confidence)
+        return self.sets(features)
 
     def normalize(self, landmarks: Float[Tensor, "B 68 2"]) -> Float[Tensor, "B 68 2"]:
         """Pixels of the crop to units of half the crop."""
@@ -126,8 +147,10 @@ class Reconstructor(nn.Module):
 
 
 def reconstructor_content(reconstructor: Reconstructor) -> dict[str, Any]:
-    """What a checkpoint holds: settings, weights, hash and stamp of the face model."""
+    """What a checkpoint holds: settings, weights, hash and stamp of the face model, and what is known of sets."""
+    sets = {} if reconstructor.sets is None else {"sets": reconstructor.sets.content()}
     return {
+        **sets,
         "kind": "reconstructor",
         "settings": asdict(reconstructor.settings),
         "face_model": reconstructor.model.content_hash(),
@@ -150,4 +173,6 @@ def load_reconstructor(content: dict[str, Any], model: MorphableModel) -> Recons
         )
     reconstructor = Reconstructor(model, ReconstructorSettings(**content["settings"]))
     reconstructor.encoder.load_state_dict(content["weights"])
+    if "sets" in content:
+        reconstructor.sets = SetConfidence.build(content["sets"])
     return reconstructor.eval()
