@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.failures import failure_path
+from flows.runners import FANNED_OUT, open_runner
 
 if TYPE_CHECKING:
     from tasks.artifacts import Workspace
@@ -46,7 +47,7 @@ CHATTY = (
 """Loggers whose news, such as the precision chosen, would be told in every stage."""
 
 
-def stage_function(name: str) -> Callable[[Params, Workspace], None]:
+def stage_function(name: str) -> Callable[..., None]:
     """The plain function of a stage.
 
     Raises: ValueError if no stage has that name.
@@ -76,7 +77,7 @@ def run_stage(name: str, workspace: Path) -> None:
     def stage(folder: str):  # type: ignore[no-untyped-def]
         place = Workspace(Path(folder))
         try:
-            stage_function(name)(load_params(place.params), place)
+            _call(name, load_params(place.params), place)
         except Exception as error:  # noqa: BLE001 - handed to the caller; the page shows the message, no trace
             errors.append(error)
             return Failed(message=f"{type(error).__name__}: {error}")
@@ -92,6 +93,15 @@ def run_stage(name: str, workspace: Path) -> None:
     if errors:
         raise errors[0]
     print(f"[{name}] done in {time.monotonic() - started:.1f} s", flush=True)
+
+
+def _call(name: str, params: Params, workspace: Workspace) -> None:
+    """The plain function; one that hands out its work gets the runner that the params name."""
+    if name not in FANNED_OUT:
+        stage_function(name)(params, workspace)
+        return
+    with open_runner(params.runner) as spread:
+        stage_function(name)(params, workspace, spread=spread)
 
 
 def run_beside(name: str, workspace: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import re
+from collections.abc import Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
@@ -23,6 +25,9 @@ class AnnotationError(ValueError):
         self.reason = reason
         self.detail = detail
 
+    def __reduce__(self) -> tuple[type[AnnotationError], tuple[str, str]]:
+        return type(self), (self.reason, self.detail)
+
 
 @dataclass
 class Annotations:
@@ -36,6 +41,17 @@ class Annotations:
     def names(self) -> list[str]:
         """Every file that a table names, once."""
         return list(dict.fromkeys([*self.landmarks, *self.persons]))
+
+    def of(self, files: Collection[str]) -> Annotations:
+        """What the tables say of some files."""
+        names = []
+        for file in files:
+            with suppress(AnnotationError):
+                names.append(safe_name(file))
+        return Annotations(
+            landmarks={name: self.landmarks[name] for name in names if name in self.landmarks},
+            persons={name: self.persons[name] for name in names if name in self.persons},
+        )
 
 
 def safe_name(text: str) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,22 +150,74 @@ class Workspace:
 
 @contextmanager
 def replace_folder(path: Path) -> Iterator[Path]:
-    """Give a temporary folder that takes the place of `path` if the block succeeds, and vanishes if it fails."""
+    """Give a temporary folder that takes the place of `path` if the block succeeds, and vanishes if it fails.
+
+    What a kill left of an earlier attempt is removed, and what it had moved aside comes back.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    with _locked(path.parent):
+        remove_leftovers(path)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+        claim = _claim(temporary)
     try:
         temporary.chmod(0o755)
         yield temporary
-        old = None
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-            path.rename(old / path.name)
-        temporary.rename(path)
+        with _locked(path.parent):
+            old = None
+            if path.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
+                path.rename(old / path.name)
+            temporary.rename(path)
         if old:
             shutil.rmtree(old)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    finally:
+        if claim is not None:
+            os.close(claim)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove what killed writers of a folder left beside it; what a living one writes stays."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}-(old-)?[a-z0-9_]{{8}}")
+    for left in sorted(path.parent.iterdir()) if path.parent.is_dir() else ():
+        if not pattern.fullmatch(left.name) or not left.is_dir():
+            continue
+        claim = _claim(left)
+        if claim is None:
+            continue
+        try:
+            # Killed between the two renamings, the writer left no output in place: the former one is still good.
+            if (left / path.name).is_dir() and not path.exists():
+                (left / path.name).rename(path)
+            shutil.rmtree(left, ignore_errors=True)
+        finally:
+            os.close(claim)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Alone among all that move folders here; the lock ends with its process, however that ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        # Some network file systems lock no folders; there only two runs at once are less safe.
+        with suppress(OSError):
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _claim(folder: Path) -> int | None:
+    """Handle of a folder that nobody else holds, which holds it until it is closed; None if somebody does."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
 
 
 @contextmanager
@@ -198,19 +252,28 @@ def write_table(path: Path, rows: list[dict[str, Any]] | dict[str, list[Any]], s
         pq.write_table(table, temporary, compression="zstd")
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a Parquet table and check its schema.
+def read_table(
+    path: Path, schema: pa.Schema, *, columns: Sequence[str] | None = None, where: Sequence[Any] | None = None
+) -> pa.Table:
+    """Read a Parquet table and check its schema; with `columns` these alone, `where` as pyarrow's filters.
 
     Raises: FileNotFoundError or ValueError naming the file and the stage that makes it.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: missing; run the stage {path.parent.name} first")
-    table = pq.read_table(path)
-    for place, field in enumerate(schema):
+    try:
+        table = pq.read_table(path, columns=columns, filters=where)
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: cannot be read ({reason}); run {path.parent.name} again") from None
+    expected = schema if columns is None else pa.schema([schema.field(name) for name in columns])
+    for place, field in enumerate(expected):
         if field.name in POINT_COLUMNS and field.name not in table.column_names and place <= table.num_columns:
             table = table.add_column(place, field, pa.nulls(len(table), field.type))
-    if not table.schema.equals(schema):
-        raise ValueError(f"{path}: columns {table.column_names}, expected {schema.names}; run {path.parent.name} again")
+    if not table.schema.equals(expected):
+        raise ValueError(
+            f"{path}: columns {table.column_names}, expected {expected.names}; run {path.parent.name} again"
+        )
     return table
 
 

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import importlib.metadata
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import torch
 
+from models import landmarks
 from models.landmarks.cascade import Convention
 from models.landmarks.detector import Detection, LandmarkDetector, build_detector
 from models.landmarks.head_pose import head_angles
@@ -25,7 +34,9 @@ from tasks.artifacts import (
 )
 from tasks.detector_errors import normalized_error
 from tasks.face_model import load_face_model
-from tasks.images import read_images
+from tasks.fan_out import Spread, serial
+from tasks.images import read_shard
+from tasks.kept_detections import DETECTED, KeptDetections, part_name, read_part, write_part
 from tasks.params import Params
 from tasks.source_params import detector_only
 from tasks.tracking import track
@@ -48,16 +59,44 @@ class DetectedShard:
     """Photos that teach the detector only, because they show another face model."""
 
 
-def detect_landmarks(params: Params, workspace: Workspace) -> None:
-    """Run the chosen detector over all shards; writes landmarks, quarantine and summary."""
-    detector = open_detector(params, workspace)
-    merge(params, workspace, [detect_shard(params, workspace, shard, detector) for shard in shards(workspace)])
+@dataclass(frozen=True)
+class ShardPiece:
+    """A shard to be looked at, in any process."""
+
+    params: Params
+    workspace: Workspace
+    shard: str
+    kept: Path
+    """Folder of the parts."""
+    known: dict[str, list[str]]
+    """Photos whose detections lie in other parts, by part."""
+
+
+def detect_landmarks(params: Params, workspace: Workspace, *, spread: Spread = serial) -> None:
+    """Run the chosen detector over all shards; writes landmarks, quarantine and summary.
+
+    Photos that this detector has seen before are not looked at again.
+    """
+    if params.detect_landmarks.detector == "provided":
+        merge(params, workspace, (detect_shard(params, workspace, shard) for shard in shards(workspace)))
+        return
+    # A detector that cannot be opened is told before anything is done.
+    open_detector(params, workspace)
+    kept = KeptDetections(workspace, _fingerprint(params, workspace))
+
+    def pieces() -> Iterator[ShardPiece]:
+        for shard in shards(workspace):
+            ids = [row["sample_id"] for row in _samples(params, workspace, shard, columns=("sample_id",))[0]]
+            yield ShardPiece(params, workspace, shard, kept.folder, kept.known(ids))
+
+    merge(params, workspace, (_found(params, workspace, *part) for part in spread(detect_piece, pieces())))
+    kept.close()
 
 
 def shards(workspace: Workspace) -> list[str]:
     """Names of the image shards that hold accepted photos, in order."""
-    table = read_table(workspace.folder("ingest") / "samples.parquet", SAMPLES)
-    return sorted(set(table["shard"].to_pylist()))
+    table = read_table(workspace.folder("ingest") / "samples.parquet", SAMPLES, columns=["shard"])
+    return sorted(pc.unique(table["shard"]).to_pylist())
 
 
 def open_detector(params: Params, workspace: Workspace, *, convention: Convention = "model") -> LandmarkDetector:
@@ -81,61 +120,135 @@ def open_detector(params: Params, workspace: Workspace, *, convention: Conventio
 def detect_shard(
     params: Params, workspace: Workspace, shard: str, detector: LandmarkDetector | None = None
 ) -> DetectedShard:
-    """Landmarks of the photos of one shard; the flow maps it, so it opens its own detector where none is given."""
-    table = read_table(workspace.folder("ingest") / "samples.parquet", SAMPLES).drop_columns(["dense", "outline"])
-    stored = [row for row in table.to_pylist() if row["shard"] == shard]
-    apart = {source.name for source in params.ingest.sources if detector_only(source)}
-    samples = [row for row in stored if row["source"] not in apart]
+    """Landmarks of the photos of one shard, nothing kept; opens its own detector where none is given."""
+    samples, skipped = _samples(params, workspace, shard)
     if not samples:
-        return DetectedShard(shard, [], [], [], skipped=len(stored))
-    detector = detector or open_detector(params, workspace)
-    provided = params.detect_landmarks.detector == "provided"
-    found: list[tuple[Row, Detection]] = []
-    quarantine: list[Row] = []
-    pixels = read_images(workspace, [row["sample_id"] for row in samples])
+        return DetectedShard(shard, [], [], [], skipped=skipped)
+    rows = _detect(params, workspace, shard, samples, detector or open_detector(params, workspace))
+    return _sorted(params, shard, samples, rows, skipped=skipped)
+
+
+def detect_piece(piece: ShardPiece) -> tuple[str, Path]:
+    """Look at the photos of a shard that no part has; gives the shard and the part with all of its photos."""
+    samples, _ = _samples(piece.params, piece.workspace, piece.shard)
+    path = piece.kept / part_name([row["sample_id"] for row in samples])
+    if path.exists() or not samples:
+        return piece.shard, path
+    rows: dict[str, Row] = {}
+    for part, ids in piece.known.items():
+        rows |= read_part(piece.kept / part, ids)
+    missing = [row for row in samples if row["sample_id"] not in rows]
+    if missing:
+        detector = _shared_detector(piece.params.model_dump_json(), piece.workspace, piece.kept)
+        rows |= _detect(piece.params, piece.workspace, piece.shard, missing, detector)
+    write_part(path, [rows[row["sample_id"]] for row in samples])
+    return piece.shard, path
+
+
+@lru_cache(maxsize=1)
+def _shared_detector(params: str, workspace: Workspace, kept: Path) -> LandmarkDetector:  # noqa: ARG001
+    # The folder's name stands for the weights.
+    return open_detector(Params.model_validate_json(params), workspace)
+
+
+def _found(params: Params, workspace: Workspace, shard: str, part: Path) -> DetectedShard:
+    samples, skipped = _samples(params, workspace, shard)
+    rows = read_part(part) if samples else {}
+    return _sorted(params, shard, samples, rows, skipped=skipped)
+
+
+def _samples(
+    params: Params, workspace: Workspace, shard: str, *, columns: Sequence[str] = ("sample_id", "path", "landmarks")
+) -> tuple[list[Row], int]:
+    """Rows of a shard's photos, and how many more there are that teach the detector only."""
+    path = workspace.folder("ingest") / "samples.parquet"
+    table = read_table(path, SAMPLES, columns=[*columns, "source"], where=[("shard", "=", shard)])
+    apart = {source.name for source in params.ingest.sources if detector_only(source)}
+    rows = [row for row in table.to_pylist() if row["source"] not in apart]
+    return rows, len(table) - len(rows)
+
+
+def _detect(
+    params: Params, workspace: Workspace, shard: str, samples: Sequence[Row], detector: LandmarkDetector
+) -> dict[str, Row]:
+    """Rows of `DETECTED` by sample id."""
+    pixels = read_shard(workspace, shard, [row["sample_id"] for row in samples])
     annotations = [_points(row["landmarks"]) for row in samples]
+    found: list[tuple[str, Detection]] = []
+    rows: dict[str, Row] = {}
     detections = detector.detect([pixels[row["sample_id"]] for row in samples], annotations=annotations)
     for row, detection in zip(samples, detections, strict=True):
         if detection is None or not np.isfinite(detection.landmarks).all():
-            quarantine.append(_refused(row, provided=provided, threshold=params.detect_landmarks.min_face_score))
+            rows[row["sample_id"]] = dict.fromkeys(DETECTED.names) | {"sample_id": row["sample_id"], "found": False}
         else:
-            found.append((row, detection))
+            found.append((row["sample_id"], detection))
     angles = _angles(params, workspace, [detection for _, detection in found])
-    rows = [_row(row["sample_id"], detection, angle) for (row, detection), angle in zip(found, angles, strict=True)]
-    nme = [
-        float(normalized_error(detection.landmarks[None], points[None])[0])
-        for row, detection in found
-        if (points := _points(row["landmarks"])) is not None
-    ]
-    return DetectedShard(shard, rows, quarantine, nme, skipped=len(stored) - len(samples))
+    for (sample_id, detection), angle in zip(found, angles, strict=True):
+        rows[sample_id] = _row(sample_id, detection, angle) | {"found": True}
+    return rows
 
 
-def merge(params: Params, workspace: Workspace, parts: Sequence[DetectedShard]) -> None:
-    """Write what all shards found as the output of the stage."""
-    ordered = sorted(parts, key=lambda part: part.shard)
-    rows = [row for part in ordered for row in part.landmarks]
-    quarantine = [row for part in ordered for row in part.quarantine]
-    nme = [error for part in ordered for error in part.nme]
-    skipped = sum(part.skipped for part in ordered)
-    summary: dict[str, Any] = {
-        "photos": len(rows) + len(quarantine) + skipped,
-        "found": len(rows),
-        "quarantined": len(quarantine),
-        "skipped": skipped,
-        "mean_confidence": float(np.mean([np.mean(row["confidence"]) for row in rows])) if rows else None,
-        "annotated": len(nme),
-        "mean_nme": float(np.mean(nme)) if nme else None,
-        "median_nme": float(np.median(nme)) if nme else None,
-        "detector": params.detect_landmarks.detector,
-    }
+def _sorted(
+    params: Params, shard: str, samples: Sequence[Row], rows: Mapping[str, Row], *, skipped: int
+) -> DetectedShard:
+    provided = params.detect_landmarks.detector == "provided"
+    rows_found, quarantine, nme = [], [], []
+    for sample in samples:
+        row = dict(rows[sample["sample_id"]])
+        if not row.pop("found"):
+            quarantine.append(_refused(sample, provided=provided, threshold=params.detect_landmarks.min_face_score))
+            continue
+        rows_found.append(row)
+        points = _points(sample["landmarks"])
+        if points is not None:
+            detected = np.array(row["landmarks"], np.float32).reshape(1, 68, 2)
+            nme.append(float(normalized_error(detected, points[None])[0]))
+    return DetectedShard(shard, rows_found, quarantine, nme, skipped=skipped)
+
+
+def merge(params: Params, workspace: Workspace, parts: Iterable[DetectedShard]) -> None:
+    """Write what all shards found, in the order in which they come, as the output of the stage."""
+    quarantine: list[Row] = []
+    nme, confidence = array("d"), array("d")
+    skipped = 0
     with (
         track(params, workspace, "detect_landmarks") as run,
         replace_folder(workspace.folder("detect_landmarks")) as folder,
     ):
-        write_table(folder / "landmarks.parquet", rows, LANDMARKS)
+        with pq.ParquetWriter(folder / "landmarks.parquet", LANDMARKS, compression="zstd") as writer:
+            for part in parts:
+                writer.write_table(pa.Table.from_pylist(part.landmarks, schema=LANDMARKS))
+                confidence.extend(float(np.mean(row["confidence"])) for row in part.landmarks)
+                nme.extend(part.nme)
+                quarantine += part.quarantine
+                skipped += part.skipped
         write_table(folder / "quarantine.parquet", quarantine, QUARANTINE)
+        summary: dict[str, Any] = {
+            "photos": len(confidence) + len(quarantine) + skipped,
+            "found": len(confidence),
+            "quarantined": len(quarantine),
+            "skipped": skipped,
+            "mean_confidence": float(np.mean(confidence)) if confidence else None,
+            "annotated": len(nme),
+            "mean_nme": float(np.mean(nme)) if nme else None,
+            "median_nme": float(np.median(nme)) if nme else None,
+            "detector": params.detect_landmarks.detector,
+        }
         write_json(folder / "summary.json", summary)
         run.metrics({key: value for key, value in summary.items() if isinstance(value, int | float)})
+
+
+def _fingerprint(params: Params, workspace: Workspace) -> str:
+    """What a detection follows from beside its photo: the detector's weights and settings, the face model, the code."""
+    digest = hashlib.sha256(params.detect_landmarks.model_dump_json().encode())
+    digest.update(load_face_model(params, workspace).content_hash().encode())
+    if params.detect_landmarks.detector == "hierarchical":
+        digest.update((workspace.folder("train_detector") / "checkpoint.pt").read_bytes())
+    libraries = [importlib.metadata.version(name) for name in ("torch", "opencv-python", "numpy")]
+    digest.update(repr((libraries, torch.cuda.is_available() and params.project.device != "cpu")).encode())
+    for path in (*sorted(Path(landmarks.__file__).parent.glob("*.py")), Path(__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _angles(params: Params, workspace: Workspace, detections: Sequence[Detection]) -> np.ndarray:

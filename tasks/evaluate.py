@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,15 @@ from models.types import Batch, FaceCoefficients, Rendering
 from tasks.artifacts import Workspace, load_checkpoint, replace_folder, write_json, write_table
 from tasks.dataset import load_crops
 from tasks.face_model import load_face_model
+from tasks.fan_out import Spread, serial
 from tasks.held_out_landmarks import measure_held_out
 from tasks.measure import (
     MEASURES,
     Measured,
     Predict,
+    Truth,
     compare,
+    join_measured,
     measure_stage,
     person_tone_deg,
     prepare_truth,
@@ -72,29 +77,45 @@ SAMPLE_MEASURES = pa.schema(
 """`evaluate/samples.parquet`: one row per photo and block."""
 
 
-def evaluate(params: Params, workspace: Workspace) -> None:
+@dataclass(frozen=True)
+class Piece:
+    """Some photos of the test split, to be measured with one block's predictions in any process."""
+
+    params: str
+    """As JSON, which can be told from others."""
+    workspace: Workspace
+    made: tuple[int, ...]
+    """Dates of what is read, so that a process that goes on living reads it again when it changes."""
+    block: str
+    places: range
+
+
+def evaluate(params: Params, workspace: Workspace, *, spread: Spread = serial) -> None:
     """Measure all stages on the test split; writes metrics.json, samples.parquet, pictures/ and report.html.
 
     The detector is measured, too, where it is not the sources' own annotation: landmarks.json.
     """
     torch.manual_seed(params.project.seed)
-    model = load_face_model(params, workspace)
-    device = _device(params)
+    made = _dates(workspace)
+    content = params.model_dump_json()
+    blocks = [block for block in BLOCKS if params.evaluate.refine_steps or block != "refined"]
     # All of them before the first is measured, so that a missing one is known at once.
-    steps = params.evaluate.refine_steps
-    predictors = {
-        block: _predictor(block, stage, model, workspace, device, refine_steps=steps)
-        for block, stage in BLOCKS.items()
-        if steps or block != "refined"
-    }
+    for block in blocks:
+        stage = BLOCKS[block]
+        if stage is not None:
+            _load(workspace.folder(stage) / "checkpoint.pt", load_face_model(params, workspace))
     ablation = read_ablation(workspace, params.evaluate.ablation)
-    crops = load_crops(workspace, params, split="test")
-    truth = prepare_truth(model, crops)
-    measured: dict[str, Measured] = {}
-    for block, predict in predictors.items():
-        measured[block] = measure_stage(
-            predict, crops, model=model, truth=truth, batch_size=params.evaluate.batch_size, device=device
-        )
+    model, crops, truth = _test_split(content, workspace, made)
+    size = params.evaluate.batch_size
+    pieces = [
+        Piece(content, workspace, made, block, range(start, min(start + size, len(crops))))
+        for block in blocks
+        for start in range(0, len(crops), size)
+    ]
+    found: dict[str, list[Measured]] = {block: [] for block in blocks}
+    for piece, part in zip(pieces, spread(measure_piece, pieces), strict=True):
+        found[piece.block].append(part)
+    measured = {block: join_measured(parts) for block, parts in found.items()}
     model.to("cpu")
     tone_deg = person_tone_deg(model, measured[FINAL].coefficients, crops.person.numpy())
     metrics = block_metrics(measured, crops, params.evaluate.yaw_bins_deg, tone_deg)
@@ -120,6 +141,48 @@ def evaluate(params: Params, workspace: Workspace) -> None:
         )
         run.metrics(remembered(metrics))
         run.artifact(folder / "report.html")
+
+
+def measure_piece(piece: Piece) -> Measured:
+    """Measure the photos of a piece: one batch, so that its numbers do not depend on who computes it."""
+    params = Params.model_validate_json(piece.params)
+    model, crops, truth = _test_split(piece.params, piece.workspace, piece.made)
+    return measure_stage(
+        _shared_predictor(piece.params, piece.workspace, piece.made, piece.block),
+        crops,
+        model=model,
+        truth=truth,
+        batch_size=len(piece.places),
+        device=_device(params),
+        chosen=torch.tensor(piece.places),
+    )
+
+
+@lru_cache(maxsize=1)
+def _test_split(
+    content: str,
+    workspace: Workspace,
+    made: tuple[int, ...],  # noqa: ARG001
+) -> tuple[MorphableModel, CropSet, Truth]:
+    params = Params.model_validate_json(content)
+    model = load_face_model(params, workspace)
+    crops = load_crops(workspace, params, split="test")
+    return model, crops, prepare_truth(model, crops)
+
+
+@lru_cache(maxsize=2)
+def _shared_predictor(content: str, workspace: Workspace, made: tuple[int, ...], block: str) -> Predict:
+    params = Params.model_validate_json(content)
+    model, _, _ = _test_split(content, workspace, made)
+    return _predictor(
+        block, BLOCKS[block], model, workspace, _device(params), refine_steps=params.evaluate.refine_steps
+    )
+
+
+def _dates(workspace: Workspace) -> tuple[int, ...]:
+    paths = [workspace.folder("validate_labels") / "clean.parquet", workspace.folder("ingest") / "meshes.parquet"]
+    paths += [workspace.folder(stage) / "checkpoint.pt" for stage in BLOCKS.values() if stage is not None]
+    return tuple(path.stat().st_mtime_ns if path.exists() else 0 for path in paths)
 
 
 def block_metrics(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from PIL.PngImagePlugin import PngInfo
 
 from models.face.formats import build_face_model
@@ -31,6 +33,20 @@ def open_face_model(section: FaceModelParams, workspace: Workspace) -> Morphable
         identity_modes=section.identity_modes,
         region=section.region,
     )
+
+
+def shared_face_model(section: FaceModelParams, workspace: Workspace) -> MorphableModel:
+    """The same for pieces of work that need it again and again; it is read once by a process, and not to be changed."""
+    dates = []
+    for path in (section.path, section.landmarks):
+        status = workspace.resolve(path).stat() if path and workspace.resolve(path).exists() else None
+        dates.append(None if status is None else (status.st_size, status.st_mtime_ns, status.st_ino))
+    return _shared(section, workspace, tuple(dates))
+
+
+@lru_cache(maxsize=2)
+def _shared(section: FaceModelParams, workspace: Workspace, dates: tuple[object, ...]) -> MorphableModel:  # noqa: ARG001
+    return open_face_model(section, workspace)
 
 
 def png_stamp(model: MorphableModel) -> PngInfo:

@@ -10,14 +10,13 @@ import io
 import stat
 import threading
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Container, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -57,6 +56,9 @@ class ImageError(ValueError):
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+
+    def __reduce__(self) -> tuple[type[ImageError], tuple[str, str]]:
+        return type(self), (self.reason, self.detail)
 
 
 def decode(
@@ -165,7 +167,7 @@ def folder_batches(
     shards = sorted(folder.glob("images-*.parquet"))
     if not shards:
         raise FileNotFoundError(f"{folder}/images-*.parquet: missing; run the stage ingest first")
-    wanted = None if sample_ids is None else pa.array(sorted(set(sample_ids)), pa.string())
+    wanted = None if sample_ids is None else frozenset(sample_ids)
     ids: list[str] = []
     images: list[Pixels] = []
     for shard in shards:
@@ -195,19 +197,41 @@ def read_images(workspace: Workspace, sample_ids: Collection[str]) -> dict[str, 
         )
     found: dict[str, Pixels] = {}
     for shard in sorted({shard_of[sample_id] for sample_id in wanted}):
-        for sample_id, content in _shard_rows(folder / shard, pa.array(sorted(wanted), pa.string())):
+        for sample_id, content in _shard_rows(folder / shard, wanted):
             found[sample_id] = decode_stored(content)
     return {sample_id: found[sample_id] for sample_id in wanted}
 
 
-def _shard_rows(shard: Path, wanted: pa.Array | None) -> Iterator[tuple[str, bytes]]:
-    with pq.ParquetFile(shard) as file:
-        if not file.schema_arrow.equals(IMAGES):
-            raise ValueError(f"{shard}: columns {file.schema_arrow.names}, expected {IMAGES.names}; run ingest again")
-        for batch in file.iter_batches(batch_size=64):
-            if wanted is not None:
-                batch = batch.filter(pc.is_in(batch.column("sample_id"), value_set=wanted))
-            yield from zip(batch.column("sample_id").to_pylist(), batch.column("image").to_pylist(), strict=True)
+def read_shard(workspace: Workspace, shard: str, sample_ids: Collection[str]) -> dict[str, Pixels]:
+    """Pixels by sample id of photos of one shard.
+
+    Raises: FileNotFoundError, or ValueError if a sample is not in it.
+    """
+    path = workspace.folder("ingest") / shard
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: missing; run the stage ingest again")
+    wanted = frozenset(sample_ids)
+    found = {sample_id: decode_stored(content) for sample_id, content in _shard_rows(path, wanted)}
+    if len(found) != len(wanted):
+        raise ValueError(f"{path}: {len(found)} of {len(wanted)} photos, expected all; run ingest again")
+    return found
+
+
+def _shard_rows(shard: Path, wanted: Container[str] | None) -> Iterator[tuple[str, bytes]]:
+    try:
+        with pq.ParquetFile(shard) as file:
+            if not file.schema_arrow.equals(IMAGES):
+                raise ValueError(
+                    f"{shard}: columns {file.schema_arrow.names}, expected {IMAGES.names}; run ingest again"
+                )
+            for batch in file.iter_batches(batch_size=64):
+                for row, sample_id in enumerate(batch.column("sample_id").to_pylist()):
+                    if wanted is None or sample_id in wanted:
+                        yield sample_id, batch.column("image")[row].as_py()
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(f"{shard}: cannot be read ({_one_line(error)}); run ingest again") from None
 
 
 @contextmanager

@@ -6,7 +6,12 @@ Every photo that a source offers is either accepted or quarantined with a reason
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,11 +21,15 @@ from models.face.morphable import MorphableModel
 from tasks.artifacts import Workspace, replace_folder, write_json
 from tasks.backdrops import MOST_PHOTOS, Backdrops
 from tasks.contact_sheet import write_contact_sheet
-from tasks.face_model import load_face_model, open_face_model
+from tasks.face_model import shared_face_model
+from tasks.fan_out import Spread, serial
 from tasks.hold_out import held_out
 from tasks.images import decode_stored
+from tasks.kept_photos import KeptPhotos
 from tasks.params import Params
+from tasks.prepared_photos import preparation_fingerprint
 from tasks.sample_store import SampleStore
+from tasks.scan_rows import forget_meshes, read_scans
 from tasks.source_params import (
     IngestParams,
     PhotosSource,
@@ -31,25 +40,28 @@ from tasks.source_params import (
     detector_only,
     is_labelled,
 )
-from tasks.sources import Candidate, Mesh, Refusal, read_photos, read_scans
-from tasks.synthesize import LabelMesh, Photo, rerender, synthesize
+from tasks.sources import Candidate, Mesh, Refusal, read_photos
+from tasks.synthesize import BATCH_SIZE, LabelMesh, Photo, rerender, synthesize
+
+BATCHES_PER_PIECE = 8
+"""Batches of rendered photos that are handed out together."""
 
 
-def ingest(params: Params, workspace: Workspace) -> None:
+def ingest(params: Params, workspace: Workspace, *, spread: Spread = serial) -> None:
     """Read or render every source of `params.ingest` into `artifacts/ingest/`.
 
+    Photo files that have not changed since the last run are not read again; the result is the same.
     Raises: FileNotFoundError or ValueError with a one-line remedy; the previous output then stays as it was.
     """
-    section, seed = params.ingest, params.project.seed
-    needs_model = any(not isinstance(source, PhotosSource) and not detector_only(source) for source in section.sources)
-    face_model = load_face_model(params, workspace) if needs_model else None
-    dense = None
-    if face_model is not None and section.dense_points:
-        dense, _ = dense_vertices(face_model, section.dense_points)
+    section, seed, started_ns = params.ingest, params.project.seed, time.time_ns()
+    if any(not isinstance(source, PhotosSource) and not detector_only(source) for source in section.sources):
+        # Read before anything else, so that a fault in it is known at once.
+        shared_face_model(params.face_model, workspace)
+    kept = KeptPhotos(workspace, fingerprint=preparation_fingerprint(section))
     with replace_folder(workspace.folder("ingest")) as folder:
-        store = SampleStore(folder, shard_rows=section.shard_rows)
+        store = SampleStore(folder, shard_rows=section.shard_rows, earlier=kept.shards)
         for source in sorted(section.sources, key=_turn):
-            for item in _items(source, params, workspace, face_model, store, dense):
+            for item in _items(source, params, workspace, store, kept, spread):
                 if isinstance(item, Refusal):
                     store.refuse(item)
                 else:
@@ -64,6 +76,9 @@ def ingest(params: Params, workspace: Workspace) -> None:
             )
         write_json(folder / "summary.json", summary)
         write_contact_sheet(folder)
+        kept.write(folder, store.linked)
+    kept.close()
+    forget_meshes(workspace, before_ns=started_ns)
 
 
 def split_of(person: str, params: IngestParams, seed: int) -> str:
@@ -100,38 +115,87 @@ def _turn(source: Source) -> int:
 
 
 def _items(
-    source: Source,
-    params: Params,
-    workspace: Workspace,
-    face_model: MorphableModel | None,
-    store: SampleStore,
-    dense: NDArray[np.int64] | None,
+    source: Source, params: Params, workspace: Workspace, store: SampleStore, kept: KeptPhotos, spread: Spread
 ) -> Iterator[Candidate | Refusal]:
-    section, seed = params.ingest, params.project.seed
+    section = params.ingest
     if isinstance(source, PhotosSource):
-        yield from read_photos(source, workspace.resolve(source.path), section)
-        return
-    if isinstance(source, SyntheticSource) and source.face_model is not None:
-        # The detector finds vertices of one model only.
-        face_model, dense = open_face_model(source.face_model, workspace), None
-    assert face_model is not None, "only folders of photos do without a face model"
-    if isinstance(source, ScansSource):
-        yield from read_scans(source, workspace.resolve(source.path), section, face_model=face_model)
-    elif isinstance(source, RerenderedSource):
-        meshes = _training_meshes(source, section, seed, store)
-        for photo in rerender(source, face_model, meshes, seed=seed, dense=dense, outlines=section.outlines):
-            yield _candidate(photo, source.name, photo.person, labelled=True)
+        yield from read_photos(source, workspace.resolve(source.path), section, kept=kept, spread=spread)
+    elif isinstance(source, ScansSource):
+        yield from read_scans(source, section, face_model=params.face_model, workspace=workspace, spread=spread)
+    elif isinstance(source, SyntheticSource) and source.backgrounds is not None:
+        # The photos under the faces are here alone.
+        backdrops = _backdrops(source, section, params.project.seed, store)
+        yield from _rendered(RenderPiece(source, params, workspace, range(source.persons)), backdrops)
     else:
-        backdrops = _backdrops(source, section, seed, store)
-        for photo in synthesize(
-            source, face_model, seed=seed, backdrops=backdrops, dense=dense, outlines=section.outlines
-        ):
-            person = f"{source.name}/{photo.person}"
-            # Training must not see the meshes of unlabelled photos; measuring needs them, if they fit the face model.
-            keep = source.labelled or split_of(person, section, seed) != "train"
-            known = keep and not detector_only(source)
-            mesh = Mesh(photo.mesh_id, photo.vertices, photo.neutral) if known else None
-            yield _candidate(photo, source.name, person, labelled=source.labelled, mesh=mesh)
+        for photos in spread(render_piece, _pieces(source, params, workspace, store)):
+            yield from photos
+
+
+@dataclass(frozen=True)
+class RenderPiece:
+    """Photos to be rendered: of some persons, or of some meshes."""
+
+    source: SyntheticSource | RerenderedSource
+    params: Params
+    workspace: Workspace
+    persons: range = range(0)
+    meshes: tuple[LabelMesh, ...] = ()
+
+
+def render_piece(piece: RenderPiece) -> list[Candidate]:
+    """Render a piece."""
+    return list(_rendered(piece, None))
+
+
+def _pieces(
+    source: SyntheticSource | RerenderedSource, params: Params, workspace: Workspace, store: SampleStore
+) -> Iterator[RenderPiece]:
+    # Every piece but the last is made of whole batches, so that each photo is rendered in the company it always has.
+    photos = source.copies if isinstance(source, RerenderedSource) else source.photos_per_person
+    count = BATCH_SIZE // math.gcd(BATCH_SIZE, photos)
+    count *= max(1, round(BATCHES_PER_PIECE * BATCH_SIZE / (count * photos)))
+    if isinstance(source, RerenderedSource):
+        meshes = _training_meshes(source, params.ingest, params.project.seed, store)
+        while some := tuple(islice(meshes, count)):
+            yield RenderPiece(source, params, workspace, meshes=some)
+    else:
+        for start in range(0, source.persons, count):
+            persons = range(start, min(start + count, source.persons))
+            yield RenderPiece(source, params, workspace, persons=persons)
+
+
+def _rendered(piece: RenderPiece, backdrops: Backdrops | None) -> Iterator[Candidate]:
+    source, section, seed = piece.source, piece.params.ingest, piece.params.project.seed
+    other = source.face_model if isinstance(source, SyntheticSource) else None
+    face_model = shared_face_model(other or piece.params.face_model, piece.workspace)
+    # The detector finds vertices of one model only.
+    dense = None
+    if section.dense_points and other is None:
+        dense = _dense_vertices(face_model, section.dense_points)
+    if isinstance(source, RerenderedSource):
+        for photo in rerender(source, face_model, piece.meshes, seed=seed, dense=dense, outlines=section.outlines):
+            yield _candidate(photo, source.name, photo.person, labelled=True)
+        return
+    for photo in synthesize(
+        source,
+        face_model,
+        seed=seed,
+        backdrops=backdrops,
+        dense=dense,
+        outlines=section.outlines,
+        persons=piece.persons,
+    ):
+        person = f"{source.name}/{photo.person}"
+        # Training must not see the meshes of unlabelled photos; measuring needs them, if they fit the face model.
+        keep = source.labelled or split_of(person, section, seed) != "train"
+        known = keep and not detector_only(source)
+        mesh = Mesh(photo.mesh_id, photo.vertices, photo.neutral) if known else None
+        yield _candidate(photo, source.name, person, labelled=source.labelled, mesh=mesh)
+
+
+@lru_cache(maxsize=2)
+def _dense_vertices(face_model: MorphableModel, count: int) -> NDArray[np.int64]:
+    return dense_vertices(face_model, count)[0]
 
 
 def _candidate(photo: Photo, source: str, person: str, *, labelled: bool, mesh: Mesh | None = None) -> Candidate:

@@ -146,15 +146,17 @@ def measure_stage(
     truth: Truth,
     batch_size: int,
     device: torch.device | str = "cpu",
+    chosen: Tensor | None = None,
 ) -> Measured:
-    """Run a stage over a split and measure every photo."""
+    """Run a stage over a split and measure every photo, or the `chosen` ones (N,)."""
+    chosen = torch.arange(len(crops)) if chosen is None else chosen
     values = {name: np.full(len(crops), np.nan, dtype=np.float32) for name in MEASURES}
     nothing = np.zeros(0, dtype=np.float32)
     scan, scaled = [nothing] * len(crops), [nothing] * len(crops)
     moments = torch.full((len(crops), 5), torch.nan, dtype=torch.float64)
     found: list[FaceCoefficients] = []
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        for indices in torch.split(torch.arange(len(crops)), batch_size):
+        for indices in torch.split(chosen, batch_size):
             batch = to_device(make_batch(crops, indices, model=model, source="test", labelled=False), device)
             coefficients, rendering, landmarks = predict(batch)
             seen = rendering.mask & batch.mask
@@ -186,12 +188,24 @@ def measure_stage(
                 values["scan_error_mm"][place] = np.median(rigid)
                 values["scan_error_mean_mm"][place] = rigid.mean()
                 values["scan_error_scaled_mm"][place] = np.median(similar)
+    places = chosen.tolist()
     return Measured(
-        values=values,
-        scan=tuple(scan),
-        scan_scaled=tuple(scaled),
-        moments=moments,
+        values={name: of_all[places] for name, of_all in values.items()},
+        scan=tuple(scan[place] for place in places),
+        scan_scaled=tuple(scaled[place] for place in places),
+        moments=moments[chosen],
         coefficients=join_coefficients(found),
+    )
+
+
+def join_measured(parts: Sequence[Measured]) -> Measured:
+    """What was measured of parts of a split, one after the other."""
+    return Measured(
+        values={name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
+        scan=tuple(distances for part in parts for distances in part.scan),
+        scan_scaled=tuple(distances for part in parts for distances in part.scan_scaled),
+        moments=torch.cat([part.moments for part in parts]),
+        coefficients=join_coefficients([part.coefficients for part in parts]),
     )
 
 

@@ -10,6 +10,7 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from models.losses.objective import TERMS
+from tasks.runner_params import RunnerParams
 from tasks.source_params import (
     Count,
     FaceModelParams,
@@ -226,6 +227,7 @@ class Params(Section):
     project: ProjectParams = ProjectParams()
     face_model: FaceModelParams = FaceModelParams()
     encoder: EncoderParams = EncoderParams()
+    runner: RunnerParams = RunnerParams()
     promote: Literal["at_once", "later"] = "at_once"
     """Whether the stage makes a version champion that passes, or leaves it to `mien registry promote`."""
     ingest: IngestParams

@@ -109,7 +109,12 @@ def lock_hash(lock: Mapping[str, Any]) -> str:
 
 def ancestors(graph: Mapping[str, Any], stages: Sequence[str]) -> list[str]:
     """These stages and all that they read from, directly or not, in the order of `dvc.yaml`."""
-    makers = {str(out): name for name, stage in graph.items() for out in stage.get("outs", ())}
+    # An output with settings of its own is a mapping from its path to them.
+    makers = {
+        str(next(iter(out)) if isinstance(out, Mapping) else out): name
+        for name, stage in graph.items()
+        for out in stage.get("outs", ())
+    }
     found: set[str] = set()
     waiting = list(stages)
     while waiting:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,11 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.artifacts import IMAGES, MESHES, QUARANTINE, SAMPLES, read_table, write_table
+from tasks.artifacts import IMAGES, MESHES, QUARANTINE, read_table, write_table
 from tasks.images import decode_stored, pixel_hash
-from tasks.sources import Candidate, Mesh, Refusal
-
-SPLITS = ("train", "validation", "test")
+from tasks.kept_photos import EarlierShards
+from tasks.sample_rows import LEARNED_FROM_DUPLICATES, Account, Persons, SampleRows
+from tasks.sources import Candidate, Mesh, Refusal, StoredPhoto
 
 MESH_GROUP_ROWS = 32
 
@@ -29,53 +30,58 @@ class SampleStore:
 
     A photo with the pixels of an earlier one is quarantined as `duplicate`; what only it knows (landmarks, pose) goes
     to the earlier one, and the two persons become one, because otherwise the photo could be in two splits.
+    `earlier`: shards of the former output, in which photos lie whose candidates come without content.
     """
 
-    def __init__(self, folder: Path, *, shard_rows: int) -> None:
+    def __init__(self, folder: Path, *, shard_rows: int, earlier: EarlierShards | None = None) -> None:
         self._folder = folder
-        self._shards = _Shards(folder, shard_rows)
+        self._shards = _Shards(folder, shard_rows, earlier)
         self._meshes = MeshFile(folder / "meshes.parquet")
-        self._samples: dict[str, dict[str, Any]] = {}
+        self._rows = SampleRows(folder)
         self._quarantine: list[dict[str, Any]] = []
         self._found: Counter[str] = Counter()
-        self._persons: dict[str, str] = {}
-        """Every person, and the earlier one that they turned out to be."""
-        self._arrival: dict[str, int] = {}
+        self._persons = Persons()
         self._mesh_ids: set[str] = set()
+
+    @property
+    def linked(self) -> dict[str, str]:
+        """Shards that are those of the former output, with their SHA-256."""
+        return self._shards.linked
 
     def accept(self, candidate: Candidate) -> None:
         """Store a photo, unless its pixels are there already."""
         self._found[candidate.source] += 1
-        pixels = decode_stored(candidate.content)
-        sample_id = pixel_hash(pixels)
-        first = self._samples.get(sample_id)
+        stored = candidate.stored or _look(candidate)
         person = printable(candidate.person)
-        if person not in self._persons:
-            self._persons[person] = person
-            self._arrival[person] = len(self._arrival)
+        self._persons.meet(person)
+        first = self._rows.find(stored.sample_id)
         if first is not None:
-            self._merge(first, candidate, person)
-            detail = f"same pixels as {first['path'] or sample_id} of source {first['source']}"
-            self._set_aside(Refusal(candidate.source, candidate.path, "duplicate", detail), sample_id)
+            row = self._rows.read(first)
+            self._rows.complete(first, {name: _flat(getattr(candidate, name)) for name in LEARNED_FROM_DUPLICATES})
+            self._persons.join(row["person"], person)
+            detail = f"same pixels as {row['path'] or stored.sample_id} of source {row['source']}"
+            self._set_aside(Refusal(candidate.source, candidate.path, "duplicate", detail), stored.sample_id)
             return
         if candidate.mesh is not None and candidate.mesh.mesh_id not in self._mesh_ids:
             self._mesh_ids.add(candidate.mesh.mesh_id)
             self._meshes.add(candidate.mesh, person)
-        self._samples[sample_id] = {
-            "sample_id": sample_id,
-            "source": candidate.source,
-            "path": printable(candidate.path),
-            "person": person,
-            "labelled": candidate.labelled,
-            "mesh_id": candidate.mesh.mesh_id if candidate.mesh else candidate.mesh_id,
-            "width": pixels.shape[1],
-            "height": pixels.shape[0],
-            "shard": self._shards.add(sample_id, candidate.content),
-            "landmarks": _flat(candidate.landmarks),
-            "rotation": _flat(candidate.rotation),
-            "dense": _flat(candidate.dense),
-            "outline": _flat(candidate.outline),
-        }
+        self._rows.add(
+            {
+                "sample_id": stored.sample_id,
+                "source": candidate.source,
+                "path": printable(candidate.path),
+                "person": person,
+                "labelled": candidate.labelled,
+                "mesh_id": candidate.mesh.mesh_id if candidate.mesh else candidate.mesh_id,
+                "width": stored.width,
+                "height": stored.height,
+                "shard": self._shards.add(stored.sample_id, candidate.content, count=stored.count),
+                "landmarks": _flat(candidate.landmarks),
+                "rotation": _flat(candidate.rotation),
+                "dense": _flat(candidate.dense),
+                "outline": _flat(candidate.outline),
+            }
+        )
 
     def refuse(self, refusal: Refusal) -> None:
         """Quarantine a photo."""
@@ -84,9 +90,7 @@ class SampleStore:
 
     def person(self, name: str) -> str:
         """The person as whom somebody is kept, after the duplicates seen so far."""
-        while self._persons.get(name, name) != name:
-            name = self._persons[name]
-        return name
+        return self._persons.kept_as(name)
 
     def meshes(self, source: str) -> Iterator[tuple[str, str, np.ndarray]]:
         """Mesh id, person and vertices (V, 3) of the stored meshes of a source; no mesh can be added from then on."""
@@ -98,8 +102,11 @@ class SampleStore:
         self, source: str, wanted: Callable[[str], bool], *, most: int
     ) -> Iterator[tuple[bytes, np.ndarray]]:
         """Content and landmarks (68, 2) of annotated photos of a source whose persons are wanted, spread over all."""
-        rows = [row for row in self._samples.values() if row["source"] == source and row["landmarks"] is not None]
-        rows = [row for row in rows if wanted(self.person(row["person"]))]
+        rows = [
+            {name: row[name] for name in ("sample_id", "shard", "landmarks")}
+            for row in self._rows
+            if row["source"] == source and row["landmarks"] is not None and wanted(self.person(row["person"]))
+        ]
         places = np.linspace(0, len(rows) - 1, min(len(rows), most)).round().astype(int)
         chosen = {rows[place]["sample_id"]: rows[place] for place in places}
         for sample_id, content in self._shards.contents({row["shard"] for row in chosen.values()}):
@@ -113,28 +120,28 @@ class SampleStore:
         """
         self._shards.close()
         self._meshes.close(self.person)
-        samples = list(self._samples.values())
-        for sample in samples:
-            sample["person"] = self.person(sample["person"])
-            sample["split"] = split_of(sample["person"])
-        write_table(self._folder / "samples.parquet", samples, SAMPLES)
-        write_table(self._folder / "quarantine.parquet", self._quarantine, QUARANTINE)
-        by_source = {
-            source: _account(
-                self._found[source],
-                [sample for sample in samples if sample["source"] == source],
-                [row for row in self._quarantine if row["source"] == source],
-            )
-            for source in sources
-        }
-        return {"total": _account(self._found.total(), samples, self._quarantine), "sources": by_source}
+        accounts = {source: Account(self._persons) for source in (None, *sources)}
 
-    def _merge(self, first: dict[str, Any], candidate: Candidate, person: str) -> None:
-        for key in ("landmarks", "rotation", "dense", "outline"):
-            if first[key] is None:
-                first[key] = _flat(getattr(candidate, key))
-        known, other = sorted((self.person(first["person"]), self.person(person)), key=self._arrival.__getitem__)
-        self._persons[other] = known
+        def settled() -> Iterator[dict[str, Any]]:
+            for row in self._rows:
+                person = self.person(row["person"])
+                complete = row | {"person": person, "split": split_of(person)}
+                for source in (None, row["source"]):
+                    if source in accounts:
+                        accounts[source].add(complete)
+                yield complete
+
+        self._rows.write(self._folder / "samples.parquet", settled())
+        write_table(self._folder / "quarantine.parquet", self._quarantine, QUARANTINE)
+        return {
+            "total": accounts[None].settle(self._found.total(), self._quarantine),
+            "sources": {
+                source: accounts[source].settle(
+                    self._found[source], [row for row in self._quarantine if row["source"] == source]
+                )
+                for source in sources
+            },
+        }
 
     def _set_aside(self, refusal: Refusal, sample_id: str | None) -> None:
         self._quarantine.append(
@@ -148,21 +155,29 @@ class SampleStore:
         )
 
 
+def _look(candidate: Candidate) -> StoredPhoto:
+    assert candidate.content is not None, "a photo without content comes with what it would tell"
+    pixels = decode_stored(candidate.content)
+    return StoredPhoto(pixel_hash(pixels), pixels.shape[1], pixels.shape[0], len(candidate.content))
+
+
 @dataclass
 class _Shards:
     folder: Path
     rows: int
+    earlier: EarlierShards | None = None
     number: int = 0
     ids: list[str] = field(default_factory=list)
-    images: list[bytes] = field(default_factory=list)
+    images: list[bytes | None] = field(default_factory=list)
     size: int = 0
+    linked: dict[str, str] = field(default_factory=dict)
 
-    def add(self, sample_id: str, content: bytes) -> str:
-        """Name of the shard that takes the photo."""
+    def add(self, sample_id: str, content: bytes | None, *, count: int) -> str:
+        """Name of the shard that takes the photo of so many bytes."""
         name = f"images-{self.number:05d}.parquet"
         self.ids.append(sample_id)
         self.images.append(content)
-        self.size += len(content)
+        self.size += count
         if len(self.ids) == self.rows or self.size >= SHARD_BYTES:
             self.close()
         return name
@@ -174,14 +189,39 @@ class _Shards:
                 table = read_table(self.folder / name, IMAGES)
                 yield from zip(table["sample_id"].to_pylist(), table["image"].to_pylist(), strict=True)
             else:
-                yield from zip(self.ids, self.images, strict=True)
+                yield from zip(self.ids, self._complete(), strict=True)
 
     def close(self) -> None:
-        if self.ids:
-            rows: dict[str, list[Any]] = {"sample_id": self.ids, "image": self.images}
-            write_table(self.folder / f"images-{self.number:05d}.parquet", rows, IMAGES)
-            self.number += 1
-            self.ids, self.images, self.size = [], [], 0
+        if not self.ids:
+            return
+        path = self.folder / f"images-{self.number:05d}.parquet"
+        if not self._link(path):
+            rows: dict[str, list[Any]] = {"sample_id": self.ids, "image": self._complete()}
+            write_table(path, rows, IMAGES)
+        self.number += 1
+        self.ids, self.images, self.size = [], [], 0
+
+    def _link(self, path: Path) -> bool:
+        """Take the shard of the former output that holds the same photos, where there is one."""
+        if self.earlier is None or any(content is not None for content in self.images):
+            return False
+        shard = self.earlier.shard_of(self.ids)
+        if shard is None:
+            return False
+        try:
+            os.link(shard, path)
+        except OSError:
+            # Some file systems have no links.
+            return False
+        self.linked[path.name] = self.earlier.digest(shard)
+        return True
+
+    def _complete(self) -> list[bytes]:
+        missing = [sample_id for sample_id, content in zip(self.ids, self.images, strict=True) if content is None]
+        found = self.earlier.contents(missing) if self.earlier is not None and missing else {}
+        return [
+            found[name] if content is None else content for name, content in zip(self.ids, self.images, strict=True)
+        ]
 
 
 class MeshFile:
@@ -265,21 +305,3 @@ def _mesh_writer(path: Path) -> pq.ParquetWriter:
 
 def _flat(values: np.ndarray | None) -> list[float] | None:
     return None if values is None else np.asarray(values, np.float32).ravel().tolist()
-
-
-def _account(found: int, samples: list[dict[str, Any]], quarantine: list[dict[str, Any]]) -> dict[str, Any]:
-    if found != len(samples) + len(quarantine):
-        raise RuntimeError(f"ingest: {found} photos came in, {len(samples)} accepted and {len(quarantine)} quarantined")
-    person_split = {sample["person"]: sample["split"] for sample in samples}
-    return {
-        "found": found,
-        "accepted": len(samples),
-        "quarantined": len(quarantine),
-        "reasons": dict(sorted(Counter(row["reason"] for row in quarantine).items())),
-        "persons": len(person_split),
-        "labelled": sum(sample["labelled"] for sample in samples),
-        "with_landmarks": sum(sample["landmarks"] is not None for sample in samples),
-        "with_mesh": sum(sample["mesh_id"] is not None for sample in samples),
-        "photos_by_split": {split: sum(sample["split"] == split for sample in samples) for split in SPLITS},
-        "persons_by_split": {split: sum(value == split for value in person_split.values()) for split in SPLITS},
-    }

@@ -1,35 +1,25 @@
-"""The photos that users bring: folders of images, and tables of photos with meshes."""
+"""The photos that users bring as folders of images, and what any source hands to the store."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from models.face.morphable import MorphableModel
-from tasks.annotations import (
-    AnnotationError,
-    Annotations,
-    read_landmark_table,
-    read_person_table,
-    read_pts,
-    read_rows,
-    safe_name,
-)
-from tasks.images import ImageError, decode, encode, read_file, reduce
-from tasks.meshes import MILLIMETRES, LabelGeometry, Vertices, read_mesh
-from tasks.source_params import IngestParams, PhotosSource, ScansSource
+from tasks.annotations import AnnotationError, Annotations, read_landmark_table, read_person_table, read_pts
+from tasks.fan_out import Spread, serial
+from tasks.images import ImageError
+from tasks.kept_photos import KeptPhotos
+from tasks.meshes import Vertices
+from tasks.prepared_photos import PreparedPhoto, prepare_photos
+from tasks.source_params import IngestParams, PhotosSource
 
 Entry = TypeVar("Entry")
-
-SCAN_COLUMNS = ("photo", "mesh", "person")
-
-MESHES_AT_HAND = 64
-"""So many meshes are kept while a table of scans is read, for rows that name them again."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +34,16 @@ class Mesh:
 
 
 @dataclass(frozen=True)
+class StoredPhoto:
+    """Name, size in pixels and number of bytes of a photo as it is stored."""
+
+    sample_id: str
+    width: int
+    height: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A photo that could be read, with what is known about it."""
 
@@ -51,8 +51,8 @@ class Candidate:
     path: str
     person: str
     """Unique over all sources: source/person."""
-    content: bytes
-    """As it is stored."""
+    content: bytes | None
+    """As it is stored; None of a photo that lies in a shard of the former output."""
     labelled: bool = False
     landmarks: NDArray[np.float32] | None = None
     """(68, 2) in pixels of the stored photo."""
@@ -64,6 +64,8 @@ class Candidate:
     """(D, 2) further vertices of the face model, in pixels of the stored photo."""
     outline: NDArray[np.float32] | None = None
     """(17, 2) the jaw points where people put them, in pixels of the stored photo."""
+    stored: StoredPhoto | None = None
+    """What the content would tell, where it is known without looking."""
 
 
 @dataclass(frozen=True)
@@ -76,177 +78,115 @@ class Refusal:
     detail: str
 
 
-def read_photos(source: PhotosSource, folder: Path, params: IngestParams) -> Iterator[Candidate | Refusal]:
+def read_photos(
+    source: PhotosSource, folder: Path, params: IngestParams, *, kept: KeptPhotos, spread: Spread = serial
+) -> Iterator[Candidate | Refusal]:
     """Every file of a folder and every file that its tables name, as candidate or refusal.
 
     Convention: a `.pts` file beside a photo goes before `landmarks.csv`.
     Raises: FileNotFoundError or ValueError naming the folder or the table and the remedy, if it cannot be used at all.
     """
-    _check_folder(source.name, folder)
+    check_folder(source.name, folder)
     annotations = Annotations()
-    tables = [_table(folder, source.landmarks, "landmarks.csv"), _table(folder, source.persons, "persons.csv")]
+    tables = [table_of(folder, source.landmarks, "landmarks.csv"), table_of(folder, source.persons, "persons.csv")]
     for table, read in zip(tables, (read_landmark_table, read_person_table), strict=True):
         if table is not None:
             read(table, annotations)
-    known = {table.absolute() for table in tables if table is not None}
-    files = [path for path in sorted(folder.rglob("*")) if not path.is_dir() and path.absolute() not in known]
-    points = {_stem(path, folder): path for path in files if path.suffix.lower() == ".pts"}
-    photos = {path.relative_to(folder).as_posix(): path for path in files if path.suffix.lower() != ".pts"}
+    known = {os.path.abspath(table) for table in tables if table is not None}  # noqa: PTH100 - follows no links
+    files = [name for name in files_below(folder) if os.path.join(os.path.abspath(folder), name) not in known]  # noqa: PTH100, PTH118
+    photos = [name for name in files if not name.lower().endswith(".pts")]
+    points = {_stem(name): name for name in files if name.lower().endswith(".pts")}
     if not photos:
         raise ValueError(
             f"source {source.name}: no photos in {folder}, expected images; put some there or correct ingest.sources"
         )
-    for name, path in photos.items():
-        yield _photo(source.name, name, path, annotations, points.get(_stem(path, folder)), params)
-    taken = {_stem(path, folder) for path in photos.values()}
-    for stem, path in points.items():
-        if stem not in taken:
-            yield Refusal(source.name, path.relative_to(folder).as_posix(), "missing_file", "landmarks without a photo")
-    for name in annotations.names():
-        if name not in photos:
+    prepared = prepare_photos(folder, photos, kept.former(source.name), params, parts=kept.parts, spread=spread)
+    for name, photo in zip(photos, kept.keep(source.name, prepared), strict=True):
+        beside = points.get(_stem(name)) if points else None
+        yield candidate(source.name, name, photo, annotations, None if beside is None else folder / beside)
+    if points:
+        for name in photos:
+            points.pop(_stem(name), None)
+    for name in points.values():
+        yield Refusal(source.name, name, "missing_file", "landmarks without a photo")
+    named = annotations.names()
+    there = set(photos) if named else ()
+    for name in named:
+        if name not in there:
             yield Refusal(source.name, name, "missing_file", "a table names it, but there is no such file")
     for name, origin in annotations.unsafe:
         yield Refusal(source.name, name, "unsafe_path", f"in {origin}, expected a path inside the folder")
 
 
-def read_scans(
-    source: ScansSource, folder: Path, params: IngestParams, *, face_model: MorphableModel
-) -> Iterator[Candidate | Refusal]:
-    """Every row of the table of scans, as candidate or refusal.
+def files_below(folder: Path) -> Iterator[str]:
+    """Every file below a folder, relative to it, in the order of the parts of their paths."""
 
-    Optional columns: `unit`, `landmarks` (the file of the mesh's 68 points), `neutral` (a mesh without expression) and
-    `neutral_landmarks`; `fit_error_mm` (default 0) and `coverage` (default 1) are those of the mesh itself, to which
-    its registration adds its own.
-    Raises: FileNotFoundError or ValueError naming the table and the remedy, if it cannot be used at all.
-    """
-    _check_folder(source.name, folder)
-    table = folder / safe_name(source.table)
-    rows = read_rows(table, SCAN_COLUMNS, remedy=f"expected a CSV with columns {', '.join(SCAN_COLUMNS)}")
-    if not rows:
-        raise ValueError(f"{table}: no rows, expected one per photo; list the scans or correct ingest.sources")
-    annotations = Annotations()
-    landmarks = _table(folder, None, "landmarks.csv")
-    if landmarks is not None:
-        read_landmark_table(landmarks, annotations)
-    meshes = _Meshes(source, folder, face_model)
-    for row in rows:
+    def below(place: str, prefix: str) -> Iterator[str]:
         try:
-            name = safe_name(row["photo"])
-            if not row["person"]:
-                raise AnnotationError("missing_person", f"{source.table}: no person, expected a name")
-            path = folder / name
-            candidate = _photo(source.name, name, path, annotations, _existing(path.with_suffix(".pts")), params)
-            if isinstance(candidate, Candidate):
-                mesh = meshes.of(row)
-                person = f"{source.name}/{row['person']}"
-                candidate = replace(candidate, person=person, labelled=True, mesh=mesh, mesh_id=mesh.mesh_id)
-            yield candidate
-        except AnnotationError as error:
-            yield Refusal(source.name, row["photo"], error.reason, error.detail)
+            with os.scandir(place) as entries:
+                found = sorted((entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries)
+        except OSError:
+            # Stands for what is in it, and will be refused as unreadable.
+            yield prefix.rstrip("/")
+            return
+        for name, is_folder in found:
+            path = os.path.join(place, name)  # noqa: PTH118
+            if is_folder:
+                yield from below(path, f"{prefix}{name}/")
+            elif not os.path.isdir(path):  # noqa: PTH112
+                yield prefix + name
+
+    yield from below(str(folder), "")
 
 
-def _photo(
-    source: str, name: str, path: Path, annotations: Annotations, points: Path | None, params: IngestParams
+def candidate(
+    source: str, name: str, photo: PreparedPhoto, annotations: Annotations, points: Path | None
 ) -> Candidate | Refusal:
+    """A photo file with what its labels say, or why it cannot be used."""
     try:
-        if not path.exists():
-            raise ImageError("missing_file", "no such file")
-        image = decode(
-            read_file(path, max_bytes=params.max_image_bytes),
-            max_bytes=params.max_image_bytes,
-            max_pixels=params.max_image_pixels,
-            min_side_px=params.min_image_side_px,
-        )
-        stored = reduce(image, max_side_px=params.max_side_px)
-        if min(stored.shape[:2]) < params.min_image_side_px:
-            raise ImageError("too_small", f"{stored.shape[1]} x {stored.shape[0]} after reduction")
-        landmarks = read_pts(points) if points is not None else _known(annotations.landmarks.get(name))
+        if photo.reason is not None:
+            raise ImageError(photo.reason, photo.detail or "")
+        landmarks = read_pts(points) if points is not None else known_value(annotations.landmarks.get(name))
         if landmarks is not None:
             # Pixels end at whole numbers in this convention, so that scaling needs no shift.
-            scale = np.array(stored.shape[1::-1], np.float32) / np.array(image.shape[1::-1], np.float32)
-            landmarks = np.asarray(landmarks * scale, np.float32)
-        person = _known(annotations.persons.get(name))
+            stored, original = (photo.width, photo.height), (photo.original_width, photo.original_height)
+            landmarks = np.asarray(
+                landmarks * (np.array(stored, np.float32) / np.array(original, np.float32)), np.float32
+            )
+        person = known_value(annotations.persons.get(name))
     except (ImageError, AnnotationError) as error:
         return Refusal(source, name, error.reason, error.detail)
-    return Candidate(source, name, f"{source}/{person or f'photo:{name}'}", encode(stored), landmarks=landmarks)
+    assert photo.sample_id is not None, "a photo that is not refused has a name"
+    stored_photo = StoredPhoto(photo.sample_id, photo.width, photo.height, photo.stored_bytes)
+    person = f"{source}/{person or f'photo:{name}'}"
+    return Candidate(source, name, person, photo.image, landmarks=landmarks, stored=stored_photo)
 
 
-class _Meshes:
-    """The meshes that a table names; each is read, and registered if it must be, once."""
+def known_value(value: Entry | AnnotationError) -> Entry:
+    """The value itself.
 
-    def __init__(self, source: ScansSource, folder: Path, face_model: MorphableModel) -> None:
-        self._source = source
-        self._folder = folder
-        self._face_model = face_model
-        self._known: dict[tuple[str, str, str], LabelGeometry | AnnotationError] = {}
-
-    def of(self, row: dict[str, str]) -> Mesh:
-        """The mesh of a row.
-
-        Raises: AnnotationError if it, or what the row says of it, cannot be used.
-        """
-        fit_error, coverage = _number(row, "fit_error_mm", 0.0, 1000.0), _number(row, "coverage", 0.0, 1.0)
-        mesh = self._read(row, "mesh", "landmarks")
-        neutral = self._read(row, "neutral", "neutral_landmarks") if row.get("neutral") else None
-        return Mesh(
-            mesh_id=f"{self._source.name}/{safe_name(row['mesh'])}",
-            vertices=mesh.vertices,
-            neutral=None if neutral is None else neutral.vertices,
-            fit_error_mm=float(np.hypot(fit_error or 0.0, mesh.fit_error_mm)),
-            coverage=(1.0 if coverage is None else coverage) * mesh.coverage,
-        )
-
-    def _read(self, row: dict[str, str], column: str, landmarks_column: str) -> LabelGeometry:
-        name, landmarks = safe_name(row[column]), row.get(landmarks_column) or ""
-        unit = row.get("unit") or self._source.unit
-        if unit not in MILLIMETRES:
-            raise AnnotationError("bad_unit", f"unit = {unit!r}, expected one of {', '.join(MILLIMETRES)}")
-        key = (name, landmarks, unit)
-        if key not in self._known:
-            try:
-                self._known[key] = read_mesh(
-                    self._folder / name,
-                    model=self._face_model,
-                    unit=unit,
-                    landmarks=self._folder / safe_name(landmarks) if landmarks else None,
-                )
-            except AnnotationError as error:
-                self._known[key] = error
-            if len(self._known) > MESHES_AT_HAND:
-                del self._known[next(iter(self._known))]
-        return _known(self._known[key])
-
-
-def _number(row: dict[str, str], key: str, low: float, high: float) -> float | None:
-    if not row.get(key):
-        return None
-    try:
-        number = float(row[key])
-    except ValueError:
-        number = float("nan")
-    if not low <= number <= high:
-        raise AnnotationError("bad_number", f"{key} = {row[key]!r}, expected {low:g} to {high:g}")
-    return number
-
-
-def _known(value: Entry | AnnotationError) -> Entry:
+    Raises: AnnotationError if that is what stands in for it.
+    """
     if isinstance(value, AnnotationError):
         raise value
     return value
 
 
-def _check_folder(source: str, folder: Path) -> None:
+def check_folder(source: str, folder: Path) -> None:
+    """Refuse a source without its folder."""
     if not folder.is_dir():
         raise FileNotFoundError(f"source {source}: no folder {folder}; correct its path in ingest.sources")
 
 
-def _table(folder: Path, named: Path | None, default: str) -> Path | None:
-    return folder / named if named is not None else _existing(folder / default)
+def table_of(folder: Path, named: Path | None, default: str) -> Path | None:
+    """The table that is named, or the one of the usual name where there is one."""
+    return folder / named if named is not None else existing(folder / default)
 
 
-def _existing(path: Path) -> Path | None:
+def existing(path: Path) -> Path | None:
+    """The path of a file that is there."""
     return path if path.is_file() else None
 
 
-def _stem(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).with_suffix("").as_posix()
+def _stem(name: str) -> str:
+    return os.path.splitext(name)[0]  # noqa: PTH122

@@ -91,15 +91,16 @@ def synthesize(
     backdrops: Backdrops | None = None,
     dense: NDArray[np.int64] | None = None,
     outlines: bool = False,
+    persons: range | None = None,
 ) -> Iterator[Photo]:
-    """Photos of `source.persons` random persons, person by person; `backdrops` serve strong randomisation only.
+    """Photos of `source.persons` random persons or some, one by one; `backdrops` serve strong randomisation only.
 
     `dense`: (D,) vertices whose places in the photos are wanted beside the landmarks.
     `outlines`: whether the jaw points are wanted where people put them as well.
     """
 
     def jobs() -> Iterator[_Job]:
-        for number in range(source.persons):
+        for number in persons or range(source.persons):
             stream = person_stream(seed, source.name, number)
             subject = draw_subject(stream, identity_size=face_model.identity_size, albedo_size=face_model.albedo_size)
             for photo in range(source.photos_per_person):
