@@ -61,18 +61,9 @@ class Encoder(nn.Module):
         Float[Tensor, "B I"], Float[Tensor, "B E"], Float[Tensor, "B 6"], Float[Tensor, "B T"], Float[Tensor, "B 27"]
     ]:
         """Image in [0, 1]; landmarks in units of half the crop, zero at its centre."""
-        fused, state = self.fused_features(image, landmarks, confidence)
-        shape, expression, pose = (state + self.correction(fused)).split(self.sizes, 1)
-        albedo, light = self.appearance(fused).split(self.appearance_sizes, 1)
-        return shape, expression, pose, albedo, light
-
-    def fused_features(
-        self,
-        image: Float[Tensor, "B 3 S S"],
-        landmarks: Float[Tensor, "B 68 2"],
-        confidence: Float[Tensor, "B 68"],
-    ) -> tuple[Float[Tensor, "B F"], Float[Tensor, "B K"]]:
-        """What both branches see together, and the shape and pose that the landmarks alone say."""
         hidden, states = self.geometry(landmarks, confidence)
         seen = self.image((image - 0.5) / 0.25)
-        return self.fusion(torch.cat([seen, hidden], 1)), states[-1]
+        fused = self.fusion(torch.cat([seen, hidden], 1))
+        shape, expression, pose = (states[-1] + self.correction(fused)).split(self.sizes, 1)
+        albedo, light = self.appearance(fused).split(self.appearance_sizes, 1)
+        return shape, expression, pose, albedo, light

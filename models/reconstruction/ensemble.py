@@ -91,20 +91,17 @@ class Ensemble(Reconstructor):
         )
 
     def set_confidence(
-        self,
-        image: Float[Tensor, "B 3 S S"],
-        landmarks: Float[Tensor, "B 68 2"],
-        confidence: Float[Tensor, "B 68"],
+        self, landmarks: Float[Tensor, "B 68 2"], confidence: Float[Tensor, "B 68"]
     ) -> Float[Tensor, "B I"]:
         """The geometric mean of what the members of the first one's face model have learned.
 
         Raises: ValueError if one of them has not.
         """
-        hash_of_first = self.model.content_hash()
+        own = self.model.content_hash()
         found = [
-            member.set_confidence(image, landmarks, confidence).log()
+            member.set_confidence(landmarks, confidence).log()
             for member in self._members()
-            if member.model.content_hash() == hash_of_first
+            if member.model.content_hash() == own
         ]
         return torch.stack(found).mean(0).exp()
 

@@ -92,22 +92,21 @@ class Reconstructor(nn.Module):
         )
 
     def set_confidence(
-        self,
-        image: Float[Tensor, "B 3 S S"],
-        landmarks: Float[Tensor, "B 68 2"],
-        confidence: Float[Tensor, "B 68"],
+        self, landmarks: Float[Tensor, "B 68 2"], confidence: Float[Tensor, "B 68"]
     ) -> Float[Tensor, "B I"]:
         """Factors of what each photo says about its person, see models/reconstruction/aggregate.py.
 
+        Landmarks in pixels of the crop.
         Raises: ValueError if they were not learned.
         """
         if self.sets is None:
             raise ValueError(
-                "the checkpoint has learned nothing about sets of photos; use --aggregate analytic, or run refusion "
-                "again with set_steps above 0"
+                "the checkpoint has learned nothing about sets of photos; use --aggregate analytic, or train again "
+                "with train_geometry.set_steps above 0"
             )
-        features, _ = self.encoder.fused_features(image, self.normalize(landmarks), confidence)
-        return self.sets(features)
+        features, _ = self.encoder.geometry(self.normalize(landmarks), confidence)
+        found: Tensor = self.sets(features)
+        return found
 
     def normalize(self, landmarks: Float[Tensor, "B 68 2"]) -> Float[Tensor, "B 68 2"]:
         """Pixels of the crop to units of half the crop."""

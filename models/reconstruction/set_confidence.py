@@ -1,4 +1,4 @@
-"""How much each photo of a set deserves to be heard, learned on sets of photos."""
+"""How much each photo of a set deserves to be heard, learned on simulated sets."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 
 class SetConfidence(nn.Module):
-    """How much of its evidence each photo deserves, coefficient by coefficient; learned on sets of photos.
+    """How much of its evidence each photo deserves, coefficient by coefficient.
 
-    It sees the encoder's features and says positive factors c, by which evidence L becomes sqrt(c) L sqrt(c). They
-    start at 1, so that learning begins from what the landmarks say.
+    It sees the features of the encoder's geometry branch and says positive factors c, by which evidence L becomes
+    sqrt(c) L sqrt(c). They start at 1, so that learning begins from what the landmarks say.
     """
 
     def __init__(self, *, features: int, identity_size: int, width: int = 64) -> None:
