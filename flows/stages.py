@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flows.failures import failure_path
+from flows.locks import alone
 from flows.runners import FANNED_OUT, open_runner
 
 if TYPE_CHECKING:
@@ -71,6 +72,7 @@ def run_stage(name: str, workspace: Path) -> None:
     from tasks.params import load_params
 
     errors: list[BaseException] = []
+    done: list[str] = []
 
     # Named after the stage, not after the function, so that Prefect shows what `dvc.yaml` shows.
     @flow(name=name, flow_run_name=f"{name} in {workspace.resolve().name}", validate_parameters=False)
@@ -81,6 +83,7 @@ def run_stage(name: str, workspace: Path) -> None:
         except Exception as error:  # noqa: BLE001 - handed to the caller; the page shows the message, no trace
             errors.append(error)
             return Failed(message=f"{type(error).__name__}: {error}")
+        done.append(name)
         create_markdown_artifact(key=name.replace("_", "-"), markdown=_summary(place.folder(name)), description=name)
         return Completed()
 
@@ -89,7 +92,14 @@ def run_stage(name: str, workspace: Path) -> None:
     failure_path(workspace, name).unlink(missing_ok=True)
     started = time.monotonic()
     print(f"[{name}] starts", flush=True)
-    stage(str(workspace.resolve()), return_state=True)
+    with alone(workspace, name):
+        try:
+            stage(str(workspace.resolve()), return_state=True)
+        except Exception as error:
+            if not (done or errors):
+                raise
+            # What the stage says counts; all that is lost is what the page would show.
+            print(f"[{name}] Prefect's server was lost ({type(error).__name__})", flush=True)
     if errors:
         raise errors[0]
     print(f"[{name}] done in {time.monotonic() - started:.1f} s", flush=True)

@@ -106,7 +106,9 @@ def track(params: Params, workspace: Workspace, stage: str) -> Iterator[TrackedR
     experiment_id = _experiment(client, params, workspace)
     tags = {"mien.stage": stage, "mien.workspace": str(workspace.root.resolve())}
     tags |= code_version() | data_versions(workspace, stage)
-    with _open_run(client, experiment_id, stage, tags) as run:
+    with _told(tracking_uri(params, workspace)):
+        _end_abandoned(client, experiment_id, tags)
+    with _told(tracking_uri(params, workspace)), _open_run(client, experiment_id, stage, tags) as run:
         run.params(stage_parameters(params, stage))
         yield run
 
@@ -244,6 +246,30 @@ def _unusable(uri: str, error: Exception) -> str:
 
 
 @contextmanager
+def _told(uri: str) -> Iterator[None]:
+    """Say in one line that the server was lost midway; what the block had made then stays unfinished."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as error:
+        raise TrackingError(_unusable(uri, error)) from error
+
+
+def _end_abandoned(client: MlflowClient, experiment_id: str, tags: Mapping[str, str]) -> None:
+    """End what an earlier run of the same stage in the same workspace left open when it was killed."""
+    same = " and ".join(f"tags.`{name}` = {_quoted(tags[name])}" for name in ("mien.stage", "mien.workspace"))
+    for run in client.search_runs([experiment_id], f"attributes.status = 'RUNNING' and {same}"):
+        parent = f"attributes.status = 'RUNNING' and tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+        for left in (*client.search_runs([experiment_id], parent), run):
+            client.set_terminated(left.info.run_id, "KILLED")
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if "'" in text else f"'{text}'"
+
+
+@contextmanager
 def _open_run(
     client: MlflowClient, experiment_id: str, name: str, tags: dict[str, str], *, run_id: str | None = None
 ) -> Iterator[TrackedRun]:
@@ -261,7 +287,18 @@ def _open_run(
         status = "FAILED"
         raise
     finally:
-        client.set_terminated(run.info.run_id, status)
+        _terminate(client, run.info.run_id, status)
+
+
+def _terminate(client: MlflowClient, run_id: str, status: str) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.set_terminated(run_id, status)
+    except MlflowException:
+        # What went wrong before is the news, not that a lost server cannot be told of it.
+        if status == "FINISHED":
+            raise
 
 
 def _found_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:

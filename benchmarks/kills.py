@@ -1,0 +1,240 @@
+"""`kill -9` at random moments, over the whole pipeline: `python -m benchmarks.kills --workspace FOLDER --kills 50`.
+
+Makes a workspace of the preset `smoke` in the folder, runs every stage in it twice undisturbed, and then, stage by
+stage in turn, starts a stage again and kills it at a random moment, looks whether anything half-written is in place,
+runs the stage to its end and compares its output with that of the undisturbed runs. `--disk BYTES` does one round on a
+disk of that size instead of kills (a tmpfs, so it needs the right to mount one).
+
+A row for each stage holds `seconds` (undisturbed), `kills`, `after` (how many came when the stage had ended already),
+`resumed` (how many next runs were shorter than three quarters of an undisturbed one), `half_written`, `differ`, both of
+which should be 0, and `compared` files. Files that differ between the two undisturbed runs are compared by their names:
+they hold dates, seconds or the ids of runs.
+
+A stage runs in a copy of this process, so that what is killed is its work and not its imports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from flows.environment import prepare
+from flows.stages import FUNCTIONS, stage_function
+from flows.workspace import create_workspace, preset_path
+from tasks.artifacts import STAGES, Workspace
+from tasks.params import load_params
+
+VOLATILE = frozenset({"seconds", "photos_per_second", "waiting_share", "run_id", "version", "uri", "created"})
+"""Keys of JSON files that are not compared."""
+
+BESIDE_REPORT = ("great_expectations", "lightning.fabric", "mlflow.pyfunc", "matplotlib.pyplot", "transformers", "onnx")
+"""Imported before the copies are made."""
+
+LIMIT_S = 600.0
+
+Row = dict[str, Any]
+
+
+def main(
+    workspace: Annotated[Path, typer.Option(help="Folder to make, or one that an earlier call made.")],
+    kills: Annotated[int, typer.Option(help="Over all stages.")] = 50,
+    seed: Annotated[int, typer.Option(help="Chooses the moments.")] = 0,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
+    stages: Annotated[list[str] | None, typer.Option("--stage", help="These only; default: all.")] = None,
+    disk_mib: Annotated[float | None, typer.Option("--disk", help="MiB of a small disk instead of kills.")] = None,
+) -> None:
+    """Kill stages at random moments and compare what the next run makes with an undisturbed one."""
+    prepare(workspace)
+    if not (workspace / "params.yaml").exists():
+        create_workspace(workspace, preset=preset_path("smoke"))
+    for module in (*BESIDE_REPORT, *(name.split(":")[0] for name in FUNCTIONS.values())):
+        importlib.import_module(module)
+    place = Workspace(workspace.resolve())
+    chosen = [stage for stage in STAGES if not stages or stage in stages]
+    reference = {stage: undisturbed(place, stage) for stage in chosen}
+    rows = [new_row(stage, *reference[stage]) for stage in chosen]
+    moments = random.Random(seed)
+    if disk_mib is not None:
+        for row in rows:
+            fill_disk(place, row, reference[row["stage"]][0], mib=disk_mib)
+    else:
+        for number in range(kills):
+            row = rows[number % len(rows)]
+            kill_once(place, row, reference[row["stage"]][0], moments)
+            show_progress(number + 1, kills, row)
+    show(rows)
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    if any(row["half_written"] or row["differ"] for row in rows):
+        raise SystemExit(1)
+
+
+def new_row(stage: str, files: dict[str, str | None], seconds: float) -> Row:
+    """A row without any kill."""
+    counts = dict.fromkeys(("kills", "after", "resumed", "half_written", "differ"), 0)
+    return {"stage": stage, "seconds": round(seconds, 2), **counts, "compared": sum(map(bool, files.values()))}
+
+
+def undisturbed(place: Workspace, stage: str) -> tuple[dict[str, str | None], float]:
+    """Hashes of the files that two runs agree on, None for the others; and the seconds of the second."""
+    runs = []
+    seconds = 0.0
+    for _ in range(2):
+        forget(place, stage)
+        started = time.monotonic()
+        code = finished(start(place, stage), LIMIT_S)
+        seconds = time.monotonic() - started
+        if code:
+            raise SystemExit(f"{stage}: ended with code {code}, undisturbed")
+        runs.append(contents(place.folder(stage)))
+    first, second = runs
+    return {name: digest if second.get(name) == digest else None for name, digest in first.items()}, seconds
+
+
+def kill_once(place: Workspace, row: Row, reference: dict[str, str | None], moments: random.Random) -> None:
+    """One kill and one run to the end."""
+    stage = row["stage"]
+    forget(place, stage)
+    child = start(place, stage)
+    code = finished(child, moments.uniform(0.0, 0.95) * row["seconds"])
+    if code is None:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        row["kills"] += 1
+    else:
+        row["after"] += 1
+    folder = place.folder(stage)
+    if folder.exists() and not same(contents(folder), reference):
+        row["half_written"] += 1
+    started = time.monotonic()
+    code = finished(start(place, stage), LIMIT_S)
+    row["resumed"] += time.monotonic() - started < 0.75 * row["seconds"]
+    left = [path for path in folder.parent.iterdir() if path.name.startswith(f".{stage}-")]
+    if code != 0 or left or not same(contents(folder), reference):
+        row["differ"] += 1
+
+
+def fill_disk(place: Workspace, row: Row, reference: dict[str, str | None], *, mib: float) -> None:
+    """One run on a disk that is too small, the former output being there; and one to the end on the large disk."""
+    stage = row["stage"]
+    forget(place, stage)
+    artifacts = place.root / "artifacts"
+    aside = place.root / "artifacts-on-the-large-disk"
+    artifacts.rename(aside)
+    artifacts.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={int(mib * 2**20)}", "tmpfs", str(artifacts)], check=True)
+    try:
+        for entry in aside.iterdir():
+            (artifacts / entry.name).symlink_to(entry)
+        code = finished(start(place, stage), LIMIT_S)
+        # A stage that fits is no test of a full disk.
+        row["kills" if code else "after"] += 1
+        row["half_written"] += not same(contents(aside / stage), reference)
+    finally:
+        subprocess.run(["umount", str(artifacts)], check=True)
+        artifacts.rmdir()
+        aside.rename(artifacts)
+    code = finished(start(place, stage), LIMIT_S)
+    row["differ"] += code != 0 or not same(contents(place.folder(stage)), reference)
+
+
+def start(place: Workspace, stage: str) -> int:
+    """Run a stage in a copy of this process."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        torch.set_num_threads(1)
+        log = (place.root / ".mien" / "kills.log").open("a", encoding="utf-8")
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        stage_function(stage)(load_params(place.params), place)
+        code = 0
+    except BaseException:  # noqa: BLE001 - a copy that breaks says so in the log and ends
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
+def finished(child: int, within_s: float) -> int | None:
+    """Exit code of a copy, or None if it still runs."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        found, status = os.waitpid(child, os.WNOHANG)
+        if found:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.005)
+    return None
+
+
+def forget(place: Workspace, stage: str) -> None:
+    """Let a stage do all of its work; its former output stays, as in a run after a changed parameter."""
+    shutil.rmtree(place.root / ".mien" / "kept" / stage, ignore_errors=True)
+    (place.root / ".mien").mkdir(exist_ok=True)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Hash of what every file of a folder says."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(said(path)).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def said(path: Path) -> bytes:
+    """Content of a file, of JSON without what changes from run to run."""
+    if path.suffix == ".json":
+        return json.dumps(without_volatile(json.loads(path.read_text(encoding="utf-8")))).encode()
+    return path.read_bytes()
+
+
+def without_volatile(data: Any) -> Any:
+    """Nested data without the keys that change."""
+    if isinstance(data, dict):
+        return {key: without_volatile(value) for key, value in data.items() if key not in VOLATILE}
+    return [without_volatile(item) for item in data] if isinstance(data, list) else data
+
+
+def same(found: dict[str, str], reference: dict[str, str | None]) -> bool:
+    """Whether all files are there and those that can be compared are the same."""
+    return found.keys() == reference.keys() and all(
+        digest is None or found[name] == digest for name, digest in reference.items()
+    )
+
+
+def show_progress(number: int, count: int, row: Row) -> None:
+    """Where we are, on one line."""
+    print(f"{number}/{count} {row['stage']}: half-written {row['half_written']}, differ {row['differ']}", flush=True)
+
+
+def show(rows: list[Row]) -> None:
+    """Print the table."""
+    table = Table(*rows[0])
+    for row in rows:
+        table.add_row(*map(str, row.values()))
+    names = ("kills", "after", "resumed", "half_written", "differ")
+    sums = {name: sum(row[name] for row in rows) for name in names}
+    table.add_row("all", "", *(str(sums[name]) for name in names), "", style="bold")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    typer.run(main)
