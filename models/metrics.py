@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn import functional
 
@@ -153,6 +153,29 @@ def angle_errors(
     around = (turn + 180.0).remainder(360.0) - 180.0
     yaw, pitch, roll = around.abs().unbind(1)
     return yaw, pitch, roll
+
+
+def distinctness(embedding: Float[Tensor, "N K"], person: Int[Tensor, "N"]) -> float:
+    """(D - d) / (D + d), d the mean distance between photos of one person and D between those of different ones.
+
+    1: all photos of a person give one shape; 0: persons differ no more than their photos do. It does not change with
+    the size of all differences together.
+    Degenerate: NaN if no person has two photos, or if all are of one person.
+    Source: method D, where D and d are distances of the geometry embedding.
+    """
+    embedding = embedding.double()
+    sums, counts = embedding.new_zeros(2), embedding.new_zeros(2)
+    place = torch.arange(len(embedding), device=embedding.device)
+    for rows in torch.split(place, 256):
+        distance = torch.cdist(embedding[rows], embedding, compute_mode="donot_use_mm_for_euclid_dist")
+        # Each pair once, and no photo with itself.
+        later = place > rows[:, None]
+        alike = person[rows][:, None] == person
+        for kind, mask in enumerate((later & alike, later & ~alike)):
+            sums[kind] += distance[mask].sum()
+            counts[kind] += mask.sum()
+    intra, inter = (sums / counts).tolist()
+    return (inter - intra) / (inter + intra) if inter + intra else float("nan")
 
 
 def typology_angle(colour: Float[Tensor, "B 3"]) -> Float[Tensor, "B"]:

@@ -58,6 +58,7 @@ def load_crops(workspace: Workspace, params: Params, *, split: str, sources: Seq
         mesh_index=mesh_index,
         vertices=vertices,
         neutral=neutral,
+        person_names=tuple(persons),
     )
 
 

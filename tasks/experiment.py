@@ -208,7 +208,7 @@ def _train(training: Training, checkpoint: Path, workspace: Workspace, out: Path
     write_curve(path.with_suffix(".csv"), curve)
     write_json(path.with_suffix(".json"), {"stage": stage, **done})
     # Last, because it says that the rest is there.
-    save_checkpoint(path, reconstructor_content(trainee.reconstructor))
+    save_checkpoint(path, trainee.content())
     forget_progress(progress)
     (progress / "rounds.pt").unlink(missing_ok=True)
 

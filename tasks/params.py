@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from models.losses.objective import TERMS
+from models.losses.objective import SOURCE_NEEDS, TERMS
 from tasks.runner_params import RunnerParams
 from tasks.source_params import (
     Count,
@@ -22,6 +22,7 @@ from tasks.source_params import (
     SourceName,
     detector_only,
     is_labelled,
+    may_know_persons,
 )
 from tasks.speech_params import EvaluateAnimatorParams, IngestSpeechParams, TrainAnimatorParams
 
@@ -89,6 +90,8 @@ class TrainGeometryParams(Section):
     refinements: Count = 2
     """How often the first guess is corrected by what it misses."""
     max_yaw_deg: Annotated[float, Field(ge=0.0, le=90.0)] = 90.0
+    set_steps: Count = 100
+    """Steps that learn, on simulated sets, how much each photo of a person deserves to be heard; 0 leaves it out."""
 
 
 class DetectLandmarksParams(Section):
@@ -139,6 +142,8 @@ class TrainingSource(Section):
     source: SourceName
     share: Annotated[float, Field(gt=0.0, le=1.0)]
     losses: dict[str, Annotated[float, Field(ge=0.0)]] = Field(min_length=1)
+    photos_per_person: PositiveCount = 1
+    """Photos of each person in a batch, as far as there are so many; 1 draws photos without looking at persons."""
 
 
 class TrainingParams(Section):
@@ -165,6 +170,14 @@ class TrainingParams(Section):
     validate_every: PositiveCount = 100
     patience: PositiveCount = 5
     """Validations without a better score after which the stage stops; the best weights are kept."""
+    identity_warmup_steps: Count = 1000
+    """Steps over which separation, center and distribution grow to their weights. Source: method D.4."""
+    class_rate: Annotated[float, Field(ge=0.0)] = 10.0
+    """Learning rate of the directions that separation keeps of persons, relative to that of the network."""
+    center_rate: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0
+    """How far a photo moves its person's centre; 1 after Wen et al. 2016."""
+    confidence_width: PositiveCount = 16
+    """Channels of the first layer of the network that photo_likelihood learns; its source has 64."""
     labelled_share: Share | Literal["by_quality"] | None = None
     """Share of labelled samples in a batch; `by_quality` derives it from the labels, none leaves the given shares."""
     sources: tuple[TrainingSource, ...] = Field(min_length=1)
@@ -215,6 +228,8 @@ class RegisterParams(Section):
     model_name: str = "mien-reconstructor"
     tracking_uri: str | None = None
     """None: SQLite in the workspace's `mlruns/`."""
+    promote: Literal["at_once", "later"] = "at_once"
+    """Whether the stage makes a version champion that passes, or leaves it to `mien registry promote`."""
 
 
 # The section must be called like its stage; that every abstract class has a method `register` does no harm to a field.
@@ -228,8 +243,6 @@ class Params(Section):
     face_model: FaceModelParams = FaceModelParams()
     encoder: EncoderParams = EncoderParams()
     runner: RunnerParams = RunnerParams()
-    promote: Literal["at_once", "later"] = "at_once"
-    """Whether the stage makes a version champion that passes, or leaves it to `mien registry promote`."""
     ingest: IngestParams
     train_detector: TrainDetectorParams = TrainDetectorParams()
     train_geometry: TrainGeometryParams = TrainGeometryParams()
@@ -260,12 +273,15 @@ class Params(Section):
                         f"{stage}.sources: source {training.source!r} has a face model of its own and teaches "
                         "the landmark detector only; remove it there"
                     )
+                source = known[training.source]
+                has = {"scan": is_labelled(source), "person": may_know_persons(source)}
                 for loss in training.losses:
-                    if "scan" in TERMS[loss].needs and not is_labelled(known[training.source]):
-                        raise ValueError(
-                            f"{stage}.sources: loss {loss!r} needs labelled meshes, "
-                            f"which source {training.source!r} lacks"
-                        )
+                    for need in sorted(TERMS[loss].needs & set(SOURCE_NEEDS)):
+                        if not has[need]:
+                            raise ValueError(
+                                f"{stage}.sources: loss {loss!r} needs {SOURCE_NEEDS[need]}, "
+                                f"which source {training.source!r} lacks"
+                            )
         return self
 
 

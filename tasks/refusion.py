@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
+from models.reconstruction.reconstructor import load_reconstructor
 from models.training.progress import forget_progress
 from tasks.artifacts import (
     Workspace,
@@ -111,9 +111,9 @@ def fuse_again(trainee: Trainee, params: Params, *, progress: Path, identity: st
     State goes to `progress` after every round; the file rounds.pt there is the caller's to remove once all is written.
     """
     # Groups are those of the first weights, also where a killed loop goes on from better ones.
-    initial = reconstructor_content(trainee.reconstructor)
+    initial = trainee.content()
     groups = group_crops(trainee.reconstructor, trainee.validation)
-    state = _read_state(progress, identity, trainee.reconstructor)
+    state = _read_state(progress, identity, trainee)
     if not state["rounds"]:
         shares = labelled_shares(params.train_fused.sources, trainee, share=params.train_fused.labelled_share)
         share = sum(value for name, value in shares.items() if name in trainee.labelled)
@@ -136,7 +136,7 @@ def fuse_again(trainee: Trainee, params: Params, *, progress: Path, identity: st
         _run_round(trainee, params, looked_at, groups, progress, identity, state, run)
         save_checkpoint(progress / "rounds.pt", {"fingerprint": identity, **state})
         forget_progress(progress / f"round-{len(rounds)}")
-    trainee.reconstructor.encoder.load_state_dict(state["best"]["weights"])
+    trainee.restore(state["best"])
     return RefusionResult(rounds, reason, state["best"], state["curve"], state["samples"], state["groups"])
 
 
@@ -230,7 +230,7 @@ def _run_round(
     now, tried = best_round(before).round, before[-1].round
     base = best_round(before[:-1]).round if tried else now
     weights = group_weights(*(_of_round(state["groups"], place) for place in (now, tried, base)))
-    trainee.reconstructor.encoder.load_state_dict(state["best"]["weights"])
+    trainee.restore(state["best"])
     crops = replace(trainee.crops, quality=weighted_quality(trainee.crops, looked_at.groups, weights))
     update = {"steps": section.steps, "learning_rate": section.learning_rate, "validate_every": section.steps}
     training: TrainingParams = params.train_fused.model_copy(update=update)
@@ -252,7 +252,7 @@ def _run_round(
         offset = section.steps * (number - 1)
         state["curve"] += [{**row, "step": row["step"] + offset} for row in result.curve]
         if judged.decision in KEPT:
-            state["best"] = reconstructor_content(trainee.reconstructor)
+            state["best"] = trainee.content()
         nested.curve(result.curve)
         nested.metrics(
             {
@@ -283,15 +283,14 @@ def _of_round(rows: Sequence[Mapping[str, Any]], number: int) -> list[Mapping[st
     return [row for row in rows if row["round"] == number]
 
 
-def _read_state(progress: Path, identity: str, reconstructor: Reconstructor) -> dict[str, Any]:
+def _read_state(progress: Path, identity: str, trainee: Trainee) -> dict[str, Any]:
     path = progress / "rounds.pt"
     if path.exists():
         state = load_checkpoint(path)
         if state.pop("fingerprint") == identity:
-            load_reconstructor(state["best"], reconstructor.model)
+            load_reconstructor(state["best"], trainee.reconstructor.model)
             return state
-    best = reconstructor_content(reconstructor)
-    return {"rounds": [], "best": best, "curve": [], "samples": [], "groups": []}
+    return {"rounds": [], "best": trainee.content(), "curve": [], "samples": [], "groups": []}
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

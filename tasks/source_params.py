@@ -167,6 +167,15 @@ def is_labelled(source: Source) -> bool:
     return not isinstance(source, PhotosSource)
 
 
+def may_know_persons(source: Source) -> bool:
+    """Whether several photos of the source may show one person, who is known; a folder's table is read later."""
+    if isinstance(source, SyntheticSource):
+        return source.photos_per_person > 1
+    if isinstance(source, RerenderedSource):
+        return source.copies > 1
+    return not isinstance(source, PhotosSource) or source.hold_out_every is None
+
+
 def detector_only(source: Source) -> bool:
     """Whether only the landmark detector may learn from the source, because it shows another face model."""
     return isinstance(source, SyntheticSource) and source.face_model is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,8 +16,8 @@ from models.face.alignment import rigid_alignment, transform
 from models.face.camera import rotation_distance
 from models.losses.coefficients import geometry_embedding
 from models.losses.objective import TERMS, objective
-from models.metrics import landmark_error, similarity
-from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
+from models.metrics import distinctness, landmark_error, similarity
+from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
 from models.rendering.rasterize import build_rasterizer
 from models.training.data import CropSet, make_batch, split_counts
 from models.training.loop import LoopResult, LoopSettings, Validate, build_fabric, train
@@ -28,7 +29,7 @@ from tasks.face_model import load_face_model
 from tasks.params import Params, TrainingParams, TrainingSource
 from tasks.source_params import is_labelled
 from tasks.tracking import track
-from tasks.training_step import Trainee, build_step, encode
+from tasks.training_step import Trainee, build_learner, build_step, companions_of, encode, needed
 
 QUALITY_RATIOS = ((0.7, 1 / 2), (0.4, 1 / 3), (0.0, 1 / 4))
 """Mean label quality from which on the labelled part of a batch is this large: 1:1, 2:1, 3:1. Source: method A.4."""
@@ -78,7 +79,7 @@ def train_stage(params: Params, workspace: Workspace, stage: str) -> None:
         return
     with track(params, workspace, stage) as run, replace_folder(workspace.folder(stage)) as folder:
         result = run_training()
-        save_checkpoint(folder / "checkpoint.pt", reconstructor_content(trainee.reconstructor))
+        save_checkpoint(folder / "checkpoint.pt", trainee.content())
         write_curve(folder / "curve.csv", result.curve)
         numbers = {name: value for name, value in result.best.items() if name != "score"}
         metrics = {
@@ -112,7 +113,8 @@ def load_trainee(params: Params, workspace: Workspace, checkpoint: Path, *, sour
     fabric = build_fabric(device=params.project.device, precision=params.project.precision)
     # A backend that is missing is told now, not after the first batch.
     build_rasterizer(params.project.rasterizer, fabric.device)
-    reconstructor = load_reconstructor(load_checkpoint(checkpoint), model).to(fabric.device)
+    content = load_checkpoint(checkpoint)
+    reconstructor = load_reconstructor(content, model).to(fabric.device)
     known = {source.name: source for source in params.ingest.sources}
     # Lips, brows and skin are what a scan measures; eyeballs and the mouth's inside hardly count.
     inner = [PART_NAMES.index("eyes"), PART_NAMES.index("mouth")]
@@ -133,6 +135,7 @@ def load_trainee(params: Params, workspace: Workspace, checkpoint: Path, *, sour
         identity_embedding=geometry_embedding(model.identity_basis, model.mean),
         fabric=fabric,
         rasterizer=params.project.rasterizer,
+        companions=companions_of(content),
     )
 
 
@@ -165,16 +168,25 @@ def fit(
     name: str,
     keep_progress: bool = False,
 ) -> LoopResult:
-    """Run the training loop; the trainee's weights become those of the best validation.
+    """Run the training loop; the trainee's weights and companions become those of the best validation.
 
     With `keep_progress` the caller removes the progress when the result is safe, see `forget_progress`.
     """
     losses = {source.source: source.losses for source in section.sources}
     counts = split_counts(dict(shares), section.batch_size)
-    load, loss = build_step(trainee, losses, counts, accumulate=section.accumulate)
-    return train(
+    learner = build_learner(trainee, losses, center_rate=section.center_rate, confidence_width=section.confidence_width)
+    load, loss = build_step(
+        trainee,
+        losses,
+        counts,
+        accumulate=section.accumulate,
+        photos_per_person={source.source: source.photos_per_person for source in section.sources},
+        learner=learner,
+        warmup_steps=section.identity_warmup_steps,
+    )
+    result = train(
         trainee.fabric,
-        trainee.reconstructor.encoder,
+        learner,
         settings=LoopSettings(
             steps=section.steps,
             learning_rate=section.learning_rate,
@@ -185,51 +197,71 @@ def fit(
             patience=section.patience,
             seed=seed,
             freeze_batch_norm=section.freeze_batch_norm,
-            rate_factors={"geometry.": section.geometry_rate},
+            rate_factors={"encoder.geometry.": section.geometry_rate, "memory.": section.class_rate},
             schedule=section.schedule,
             decay_at=section.decay_at,
             ema_decay=section.ema_decay,
         ),
         loss=loss,
         load=load,
+        settle=learner.settle,
         validate=_validation(trainee, losses),
         progress_folder=progress_folder,
         fingerprint=identity,
         name=name,
         keep_progress=keep_progress,
     )
+    trainee.companions.update(learner.content())
+    return result
 
 
 def _validation(trainee: Trainee, losses: Mapping[str, Mapping[str, float]]) -> Validate:
     """Validation numbers and their score.
 
     The score is shape, landmarks and unlikeness, each relative to the start, where the stage uses meshes, else the
-    stage's losses.
+    stage's losses. Where losses are about persons, how alike different persons are joins it in the same way.
     """
-    supervised = any("scan" in TERMS[name].needs for terms in losses.values() for name in terms)
+    needs = needed(losses)
     start: dict[str, float] = {}
-    if supervised and bool((trainee.validation.mesh_index >= 0).any()):
+    terms = _of_photos(next((terms for name, terms in losses.items() if name not in trainee.labelled), {}))
+
+    def look(encoder: nn.Module) -> dict[str, float]:
+        embeddings: list[Tensor] = []
+
+        def loss(batch: Batch, coefficients: FaceCoefficients) -> Tensor:
+            step = trainee.step(batch, coefficients)
+            embeddings.append(step.embedding.cpu())
+            return objective(step, terms)[0]
+
+        found = measure(trainee.reconstructor, encoder, trainee.validation, loss=loss)
+        if "person" in needs:
+            found["distinctness"] = distinctness(torch.cat(embeddings), trainee.validation.person)
+        return found
+
+    if "scan" in needs and bool((trainee.validation.mesh_index >= 0).any()):
         trainee.reconstructor.eval()
-        start = measure(trainee.reconstructor, trainee.reconstructor.encoder, trainee.validation)
-    unlabelled = next((terms for name, terms in losses.items() if name not in trainee.labelled), None)
-    terms = unlabelled or {"photo": 1.0, "landmark": 1e-3}
+        with torch.no_grad():
+            start = look(trainee.reconstructor.encoder)
 
     def validate(encoder: nn.Module) -> dict[str, float]:
-        found = measure(
-            trainee.reconstructor,
-            encoder,
-            trainee.validation,
-            loss=lambda batch, coefficients: objective(trainee.step(batch, coefficients), terms)[0],
-        )
+        found = look(encoder)
         if start:
             shape, points = "vertex_error_mm", "landmark_nme"
             unlikeness = (1.0 - found["similarity"]) / (1.0 - start["similarity"])
             found["score"] = found[shape] / start[shape] + found[points] / start[points] + unlikeness
         else:
             found["score"] = found["objective"]
+        if start and math.isfinite(start.get("distinctness", math.nan)):
+            found["score"] += (1.0 - found["distinctness"]) / (1.0 - start["distinctness"])
         return found
 
     return validate
+
+
+def _of_photos(terms: Mapping[str, float]) -> dict[str, float]:
+    """Of a source's losses those that can be asked of photos of any person; never none."""
+    kept = {name: weight for name, weight in terms.items() if not TERMS[name].needs}
+    return kept or {"photo": 1.0, "landmark": 1e-3}
 
 
 def batches_of(count: int) -> Iterator[Tensor]:

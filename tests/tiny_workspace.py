@@ -19,6 +19,7 @@ from tests.tiny_face import tiny_crops
 
 SIZE_PX = 32
 UNLABELLED = {"photo": 1.92, "landmark": 1.6e-3, "identity_anchor": 0.1, "light_prior": 1.0}
+PERSONAL = {"separation": 0.2, "center": 0.01, "distribution": 0.1}
 LABELLED = {"vertex": 0.05, "normal": 1.0, "photo_on_scan": 1.92, "landmark_on_scan": 1.6e-3}
 
 
@@ -132,6 +133,24 @@ def tiny_workspace(root: Path, face: MorphableModel) -> Workspace:
     content = reconstructor_content(Reconstructor(face, reconstructor_settings(tiny_params())))
     save_checkpoint(workspace.folder("train_geometry") / "checkpoint.pt", content)
     return workspace
+
+
+def with_persons(workspace: Workspace) -> Workspace:
+    """Let four crops in a row show one person: two photos and two scans."""
+    path = workspace.folder("validate_labels") / "clean.parquet"
+    rows = read_table(path, CLEAN).to_pylist()
+    for place, row in enumerate(rows):
+        row["person"] = f"person-{place // 4}"
+    write_table(path, rows, CLEAN)
+    return workspace
+
+
+def personal_sources(**options: Any) -> list[dict[str, Any]]:
+    """Sources of stage 3 with losses of persons on photos."""
+    return [
+        {"source": "photos", "share": 0.75, "losses": {**UNLABELLED, **PERSONAL}, "photos_per_person": 2, **options},
+        {"source": "scans", "share": 0.25, "losses": LABELLED},
+    ]
 
 
 def split_off_test(workspace: Workspace) -> Workspace:

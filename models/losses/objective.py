@@ -2,6 +2,7 @@
 
 Gradients are routed as in method A.2: on labelled photos the mesh terms reach shape only (their pose is a label moved
 onto the prediction), and the `…_on_scan` terms draw the label itself, so they reach pose, light and albedo only.
+Terms of persons (method D) reach identity only, and what is remembered of persons from step to step.
 """
 
 from __future__ import annotations
@@ -11,16 +12,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from models.face.camera import project, to_camera_space
+from models.face.camera import angles_from_rotation, project, to_camera_space
 from models.face.morphable import MorphableModel
 from models.losses.coefficients import light_chroma, squared_norm
 from models.losses.geometry import align_scan, normal_distance, vertex_distance
+from models.losses.identity import center_distance, distribution, frontal_neutral_weight, separation
 from models.losses.image import landmark_distance, photo_distance
+from models.losses.likelihood import FLIPPED_WEIGHT, laplacian_likelihood
+from models.reconstruction.confidence import ConfidenceNetwork
 from models.rendering.render import render
 from models.rendering.shade import vertex_normals
+from models.training.person_memory import PersonMemory
 from models.types import Batch, FaceCoefficients, Rendering, Scan
 
 
@@ -39,6 +44,11 @@ class Step:
     """Turns differences of identity into millimetres, see `geometry_embedding`."""
     rasterizer: str = "auto"
     """One of `RASTERIZERS`, or `auto`."""
+    memory: PersonMemory | None = None
+    """What is known of the batch's persons, for terms that need it."""
+    confidence: ConfidenceNetwork | None = None
+    mirror: Int[Tensor, "V"] | None = None
+    """The vertex on the other side of the face, for terms that need the network of confidence."""
 
     @cached_property
     def vertices(self) -> Float[Tensor, "B V 3"]:
@@ -57,16 +67,43 @@ class Step:
             raise ValueError(f"source {self.batch.source}: has no labelled meshes, but a loss needs them")
         return align_scan(self.batch.scan, self.model.landmarks(self.vertices))
 
+    @cached_property
+    def embedding(self) -> Float[Tensor, "B I"]:
+        """Identity in millimetres, see `geometry_embedding`."""
+        return self.coefficients.identity @ self.identity_embedding
+
+    @cached_property
+    def persons(self) -> tuple[PersonMemory, Int[Tensor, "B"]]:
+        """The memory of persons, and the row in it of every face's person."""
+        if self.memory is None:
+            raise ValueError(f"source {self.batch.source}: no persons are remembered, but a loss needs them")
+        return self.memory, self.memory.rows_of(self.batch.person)
+
+    @cached_property
+    def person_weight(self) -> Float[Tensor, "B"]:
+        """How much each photo says of its person's shape; without gradient."""
+        angles = angles_from_rotation(self.coefficients.rotation.detach())
+        return frontal_neutral_weight(angles, self.coefficients.expression.detach())
+
+    def note(self, terms: Mapping[str, float]) -> None:
+        """Tell the memory what it keeps of this batch for the given terms; `settle` makes it so after the step."""
+        if "center" in terms:
+            memory, rows = self.persons
+            memory.note_centers(rows, self.embedding, self.person_weight)
+        if "distribution" in terms:
+            self.persons[0].note_moments(self.coefficients.identity)
+
     def pose(self, vertices: Float[Tensor, "B V 3"]) -> Float[Tensor, "B V 3"]:
         """Model space to camera space under the predicted pose."""
         return to_camera_space(vertices, rotation=self.coefficients.rotation, translation=self.coefficients.translation)
 
-    def draw(self, seen: Float[Tensor, "B V 3"]) -> Rendering:
-        """Render a mesh in camera space with the predicted albedo and light."""
+    def draw(self, seen: Float[Tensor, "B V 3"], *, mirrored: bool = False) -> Rendering:
+        """Render a mesh in camera space with the predicted albedo, or its mirror image, and the predicted light."""
+        albedo = self.model.albedo(self.coefficients.albedo)
         return render(
             seen,
             self.model.triangles,
-            albedo=self.model.albedo(self.coefficients.albedo),
+            albedo=albedo[:, self.mirror] if mirrored else albedo,
             lighting=self.coefficients.lighting,
             camera=self.batch.camera,
             rasterizer=self.rasterizer,
@@ -101,15 +138,50 @@ def _identity_anchor(step: Step) -> Tensor:
     return squared_norm((step.coefficients.identity - step.landmark_identity) @ step.identity_embedding)
 
 
+def _separation(step: Step) -> Tensor:
+    memory, rows = step.persons
+    return separation(step.embedding, rows, memory.class_weights)
+
+
+def _center(step: Step) -> Tensor:
+    memory, rows = step.persons
+    return center_distance(step.embedding, memory.centers[rows])
+
+
+def _distribution(step: Step) -> Tensor:
+    memory, _ = step.persons
+    return distribution(step.coefficients.identity, memory.mean, memory.square)
+
+
+def _photo_likelihood(step: Step) -> Tensor:
+    """The photo explained by the face with its own skin and, half as much, with its skin mirrored."""
+    if step.confidence is None:
+        raise ValueError(f"source {step.batch.source}: a loss needs the network of confidence, but there is none")
+    sigma = step.confidence(step.batch.image)
+    values = []
+    for mirrored, weight in ((False, 1.0), (True, FLIPPED_WEIGHT)):
+        drawn = step.draw(step.seen, mirrored=mirrored)
+        mask = drawn.mask & step.batch.mask
+        values.append(weight * laplacian_likelihood(step.batch.image, drawn.image, sigma[:, int(mirrored)], mask=mask))
+    return torch.stack(values).sum(0)
+
+
 @dataclass(frozen=True)
 class Term:
-    """A loss per face, and what it needs from its source beside photo and landmarks."""
+    """A loss per face, and what it needs beside photo and landmarks.
+
+    Its source must have what `SOURCE_NEEDS` names; the rest comes from training itself.
+    """
 
     value: Callable[[Step], Tensor]
     needs: frozenset[str] = field(default_factory=frozenset)
 
 
 SCAN = frozenset({"scan"})
+PERSON = frozenset({"person"})
+CONFIDENCE = frozenset({"confidence"})
+
+SOURCE_NEEDS = {"scan": "labelled meshes", "person": "several photos of a person, who is known"}
 
 TERMS: dict[str, Term] = {
     "photo": Term(lambda step: _photo(step, step.seen)),
@@ -118,13 +190,17 @@ TERMS: dict[str, Term] = {
     "normal": Term(_normal, SCAN),
     "photo_on_scan": Term(lambda step: _photo(step, step.pose(step.scan.vertices)), SCAN),
     "landmark_on_scan": Term(lambda step: _landmark(step, step.pose(step.scan.vertices)), SCAN),
+    "photo_likelihood": Term(_photo_likelihood, CONFIDENCE),
+    "separation": Term(_separation, PERSON),
+    "center": Term(_center, PERSON),
+    "distribution": Term(_distribution, PERSON),
     "identity_anchor": Term(_identity_anchor),
     "identity_prior": Term(lambda step: squared_norm(step.coefficients.identity)),
     "expression_prior": Term(lambda step: squared_norm(step.coefficients.expression)),
     "albedo_prior": Term(lambda step: squared_norm(step.coefficients.albedo)),
     "light_prior": Term(lambda step: light_chroma(step.coefficients.lighting)),
 }
-"""Every loss that `params.yaml` may name: L1 to L6 of method A in this order, then the priors."""
+"""Every loss that `params.yaml` may name: L1 to L6 of method A in this order, those of method D, then the priors."""
 
 
 def objective(step: Step, weights: Mapping[str, float]) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:

@@ -46,6 +46,8 @@ class CropSet:
     """Label meshes in model space, mm, with expression."""
     neutral: Float[Tensor, "M V 3"]
     """The same persons without expression; NaN where unknown."""
+    person_names: tuple[str, ...] = ()
+    """Of the persons that `person` numbers."""
 
     def __len__(self) -> int:
         """Number of crops."""
@@ -131,6 +133,59 @@ def draw_indices(
     return pool[
         torch.multinomial(weights.nan_to_num(0.0).clamp_min(1e-3), count, replacement=True, generator=generator)
     ]
+
+
+@dataclass(frozen=True)
+class PersonGroups:
+    """The crops of a source, person by person."""
+
+    crops: Int[Tensor, "K"]
+    start: Int[Tensor, "P"]
+    """Where each person's crops begin."""
+    size: Int[Tensor, "P"]
+
+    @staticmethod
+    def build(pool: Int[Tensor, "K"], person: Int[Tensor, "N"]) -> PersonGroups:
+        """Group the crops of a pool by their persons, who are given for all crops."""
+        order = torch.argsort(person[pool], stable=True)
+        _, size = torch.unique_consecutive(person[pool][order], return_counts=True)
+        return PersonGroups(crops=pool[order], start=size.cumsum(0) - size, size=size)
+
+
+def draw_persons(
+    groups: PersonGroups,
+    count: int,
+    *,
+    photos_per_person: int,
+    weights: Float[Tensor, "K"] | None,
+    generator: Generator,
+) -> Int[Tensor, "B"]:
+    """Photos of random persons, `photos_per_person` of each as far as there are so many; the last may have fewer.
+
+    Nobody is drawn twice, and no photo, before all are. A person is drawn in proportion to the photos that it adds, so
+    that photos of persons with one alone are seen as often as others; `weights`, in the order of `groups.crops`, are
+    those of `draw_indices`: they choose persons by their mean, and photos among those of a person.
+    """
+    if weights is None:
+        weights = torch.ones(len(groups.crops))
+    weights = weights.nan_to_num(0.0).clamp_min(1e-3)
+    owner = torch.repeat_interleave(torch.arange(len(groups.size)), groups.size)
+    added = groups.size.clamp_max(photos_per_person)
+    chance = torch.zeros(len(groups.size)).index_add(0, owner, weights) / groups.size * added
+    found: list[Tensor] = []
+    missing = count
+    while missing > 0:
+        # The smallest of exponential waiting times: a draw without replacement in proportion to the chances.
+        waiting = -torch.rand(len(chance), generator=generator).clamp_min(1e-12).log() / chance
+        order = torch.argsort(waiting, stable=True)
+        needed = int((added[order].cumsum(0) < missing).sum()) + 1
+        for place in order[:needed].tolist():
+            own = slice(int(groups.start[place]), int(groups.start[place] + groups.size[place]))
+            delay = -torch.rand(own.stop - own.start, generator=generator).clamp_min(1e-12).log() / weights[own]
+            chosen = torch.argsort(delay, stable=True)[: min(photos_per_person, missing)]
+            found.append(groups.crops[own][chosen])
+            missing -= len(chosen)
+    return torch.cat(found)
 
 
 def split_counts(shares: dict[str, float], batch_size: int) -> dict[str, int]:

@@ -100,6 +100,7 @@ def train(
     fingerprint: str,
     name: str,
     load: Load | None = None,
+    settle: Callable[[], None] | None = None,
     keep_progress: bool = False,
 ) -> LoopResult:
     """Minimise `loss`, keep the weights with the lowest validation `score`, load them into `network` at the end.
@@ -107,7 +108,8 @@ def train(
     State goes to `progress_folder` at every validation and is used again if its `fingerprint` (whatever identifies the
     run) agrees; a finished run removes it, unless its caller, with `keep_progress`, does so when the result is safe.
     With several processes each calls this with the same arguments and `load` gives each its portions; the first one
-    alone validates and writes.
+    alone validates and writes. `settle` is called after every step, in every process: buffers of the network that the
+    losses take notes for change there.
     """
     optimizer: torch.optim.Optimizer = OPTIMIZERS[settings.optimizer](
         parameter_groups(network, settings.rate_factors), lr=settings.learning_rate, weight_decay=settings.weight_decay
@@ -157,6 +159,8 @@ def train(
                     "finite numbers; lower the learning rate or use precision 32-true"
                 )
             optimizer.step()
+            if settle:
+                settle()
             if average:
                 average.update(network, step=step)
             state["step"] = step + 1

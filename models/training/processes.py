@@ -177,3 +177,19 @@ def portions(counts: Mapping[str, int], *, rank: int, processes: int, accumulate
             start = passes[place][name].stop
         turn += count % places
     return passes[rank * accumulate : (rank + 1) * accumulate]
+
+
+def gather_rows(rows: Float[Tensor, "N K"]) -> Float[Tensor, "M K"]:
+    """The rows of all processes, those of the first first; they may differ in number."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.zeros_like(count) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(counts, count)
+    sizes = [int(size) for size in counts]
+    # A message has one length for all, so the shorter ones are filled up.
+    filled = rows.new_zeros(max(sizes), rows.shape[1])
+    filled[: len(rows)] = rows
+    pieces = [torch.zeros_like(filled) for _ in sizes]
+    distributed.all_gather(pieces, filled)
+    return torch.cat([piece[:size] for piece, size in zip(pieces, sizes, strict=True)])

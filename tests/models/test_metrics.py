@@ -15,6 +15,7 @@ from models.metrics import (
     angle_errors,
     depth_flatness,
     depth_moments,
+    distinctness,
     landmark_error,
     normal_error,
     nose_protrusion,
@@ -189,3 +190,25 @@ class TestShape:
         slope, correlation = depth_flatness(depth_moments(torch.zeros(1, 3), torch.tensor([[-1.0, 0.0, 1.0]])))
         assert slope == 0.0
         assert math.isnan(correlation)
+
+
+class TestDistinctness:
+    def test_by_hand(self) -> None:
+        # Within persons 1 and 3 apart, between them 4, 5, 7 and 8 on a line.
+        faces, person = torch.tensor([[0.0], [1.0], [5.0], [8.0]]), torch.tensor([9, 9, 2, 2])
+        intra, inter = (1 + 3) / 2, (5 + 8 + 4 + 7) / 4
+        assert distinctness(faces, person) == pytest.approx((inter - intra) / (inter + intra))
+
+    def test_it_does_not_change_with_size_nor_order_nor_in_parts(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        faces, person = torch.randn(600, 5, generator=generator), torch.arange(600) // 2
+        expected = distinctness(faces, person)
+        order = torch.randperm(600, generator=generator)
+        assert distinctness(3.0 * faces[order], person[order]) == pytest.approx(expected)
+        assert abs(expected) < 0.03
+        assert distinctness(faces[person * 2], person) == pytest.approx(1.0)
+
+    def test_without_two_kinds_of_pairs_it_is_unknown(self) -> None:
+        assert math.isnan(distinctness(torch.randn(4, 2), torch.arange(4)))
+        assert math.isnan(distinctness(torch.randn(4, 2), torch.zeros(4, dtype=torch.int64)))
+        assert math.isnan(distinctness(torch.zeros(4, 2), torch.tensor([0, 0, 1, 1])))

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from models.face.lighting import ambient_light
 from models.face.morphable import MorphableModel
+from models.reconstruction.confidence import ConfidenceNetwork
 from models.reconstruction.geometry_branch import DEPTH_SCALE, POSITION_SCALE_MM
 from models.reconstruction.reconstructor import LIGHT_SCALE, Reconstructor, load_reconstructor
-from models.training.data import CropSet
+from models.training.data import CropSet, make_batch
 from models.training.loop import seeded
 from models.training.loop import train as loop_train
 from models.types import FaceCoefficients
@@ -36,9 +37,19 @@ from tasks.train import (
     train_stage,
 )
 from tasks.train_geometry import reconstructor_settings
-from tasks.training_step import build_step
+from tasks.training_step import build_learner, build_step
 from tests.tiny_face import tiny_crops, tiny_face, tiny_photos
-from tests.tiny_workspace import LABELLED, SIZE_PX, UNLABELLED, Recorder, tiny_params, tiny_workspace
+from tests.tiny_workspace import (
+    LABELLED,
+    PERSONAL,
+    SIZE_PX,
+    UNLABELLED,
+    Recorder,
+    personal_sources,
+    tiny_params,
+    tiny_workspace,
+    with_persons,
+)
 from tests.training_process import environment, free_port, started
 
 
@@ -294,6 +305,10 @@ def weights_of(workspace: Workspace, name: str) -> dict[str, Tensor]:
     return load_checkpoint(workspace.folder(name) / "checkpoint.pt")["weights"]
 
 
+def persons_of(workspace: Workspace, name: str) -> dict[str, Tensor]:
+    return load_checkpoint(workspace.folder(name) / "checkpoint.pt")["persons"]["state"]
+
+
 def finished(process: Any, told: Any) -> list[str]:
     """What a process told until its end."""
     heard = []
@@ -311,9 +326,10 @@ def finished(process: Any, told: Any) -> list[str]:
 def test_a_stage_killed_at_any_moment_ends_like_an_undisturbed_one(face: MorphableModel, tmp_path: Path) -> None:
     name, moments = "train_fused", random.Random(0)
     training = {"init": "train_geometry", "steps": 16, "validate_every": 3, "ema_decay": 0.9, "schedule": "step"}
+    training |= {"sources": personal_sources(), "identity_warmup_steps": 10}
     for place in ("whole", "killed"):
         (tmp_path / place).mkdir()
-    whole, killed = (tiny_workspace(tmp_path / place, face) for place in ("whole", "killed"))
+    whole, killed = (with_persons(tiny_workspace(tmp_path / place, face)) for place in ("whole", "killed"))
     undisturbed = finished(*started(whole.root, name, {name: training}))
     steps = 0
     for stalls in (False, True, False, False):
@@ -337,6 +353,8 @@ def test_a_stage_killed_at_any_moment_ends_like_an_undisturbed_one(face: Morphab
     assert 2 * 16 < steps < 5 * 2 * 16
     expected, found = weights_of(whole, name), weights_of(killed, name)
     assert all(torch.equal(value, found[key]) for key, value in expected.items())
+    expected, found = persons_of(whole, name), persons_of(killed, name)
+    assert all(torch.equal(value, found[key]) for key, value in expected.items())
     curves = [(workspace.folder(name) / "curve.csv").read_text() for workspace in (whole, killed)]
     assert curves[0] == curves[1]
     assert list(killed.progress(name).iterdir()) == []
@@ -346,12 +364,13 @@ def test_a_stage_killed_at_any_moment_ends_like_an_undisturbed_one(face: Morphab
 def test_two_processes_train_like_one(face: MorphableModel, tmp_path: Path, batch_size: int, accumulate: int) -> None:
     name = "train_fused"
     training = {"init": "train_geometry", "steps": 11, "validate_every": 5, "batch_size": batch_size}
+    training |= {"sources": personal_sources(), "identity_warmup_steps": 4}
     if accumulate > 1:
         # Portions one after the other have statistics of their own, so they only add up without any.
         training |= {"freeze_batch_norm": True}
     for place in ("alone", "together"):
         (tmp_path / place).mkdir()
-    alone, together = (tiny_workspace(tmp_path / place, face) for place in ("alone", "together"))
+    alone, together = (with_persons(tiny_workspace(tmp_path / place, face)) for place in ("alone", "together"))
     finished(*started(alone.root, name, {name: training}))
     port = free_port()
     pair = [
@@ -372,6 +391,8 @@ def test_two_processes_train_like_one(face: MorphableModel, tmp_path: Path, batc
         assert curves[1][key] == pytest.approx(value, rel=2e-3), key
     for key, value in weights_of(alone, name).items():
         torch.testing.assert_close(weights_of(together, name)[key], value, rtol=0.02, atol=5e-4)
+    for key, value in persons_of(alone, name).items():
+        torch.testing.assert_close(persons_of(together, name)[key], value, rtol=0.02, atol=2e-3)
 
 
 @pytest.mark.parametrize("schedule", ["step", "constant"])
@@ -451,3 +472,105 @@ def test_the_fingerprint_follows_parameters_and_inputs(tmp_path: Path) -> None:
     assert fingerprint(tiny_params(), "train_supervised", [path]) != first
     path.write_bytes(b"two")
     assert fingerprint(tiny_params(), "train_fused", [path]) != first
+
+
+def fused(**changes: Any) -> Any:
+    options = {"init": "train_geometry", "sources": personal_sources(), "identity_warmup_steps": 3}
+    return tiny_params(train_fused={**options, **changes})
+
+
+def test_losses_of_persons_train_and_stay_in_the_checkpoint(workspace: Workspace) -> None:
+    params = fused(validate_every=6)
+    train_stage(params, with_persons(workspace), "train_fused")
+    content = load_checkpoint(workspace.folder("train_fused") / "checkpoint.pt")
+    # 18 training crops, four of each person; the last one has two.
+    assert len(content["persons"]["persons"]) == 5
+    metrics = json.loads((workspace.folder("train_fused") / "metrics.json").read_text())
+    assert -1.0 < metrics["validation"]["distinctness"] < 1.0
+    with (workspace.folder("train_fused") / "curve.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {f"photos/{name}" for name in PERSONAL} <= {row["name"] for row in rows}
+    assert not {f"scans/{name}" for name in PERSONAL} & {row["name"] for row in rows}
+    scores = [float(row["value"]) for row in rows if row["name"] == "score"]
+    assert scores[0] == pytest.approx(4.0)
+
+
+def test_a_later_training_goes_on_with_the_persons_it_finds(workspace: Workspace) -> None:
+    trainee = load_trainee(fused(), with_persons(workspace), geometry_checkpoint(workspace), sources=["photos"])
+    losses = {"photos": {**UNLABELLED, **PERSONAL}}
+    learner = build_learner(trainee, losses)
+    memory = learner.memory
+    assert memory is not None
+    assert memory.persons == tuple(f"person-{number}" for number in range(5))
+    lengths = memory.class_weights.detach().norm(dim=1)
+    torch.testing.assert_close(lengths, torch.ones(5))
+    memory.centers[2] = 7.0
+    memory.steps += 40
+    trainee.companions.update(learner.content())
+    again = build_learner(trainee, losses).memory
+    assert again is not None
+    assert again.centers[2].tolist() == [7.0] * 4
+    assert int(again.steps) == 40
+    trainee.companions.clear()
+    fresh = build_learner(trainee, losses).memory
+    assert fresh is not None
+    assert int(fresh.steps) == 0
+    assert fresh.centers[2].tolist() != [7.0] * 4
+
+
+def test_centres_begin_where_frontal_neutral_photos_are(workspace: Workspace) -> None:
+    trainee = load_trainee(fused(), with_persons(workspace), geometry_checkpoint(workspace), sources=["photos"])
+    memory = build_learner(trainee, {"photos": {"center": 1.0}}).memory
+    assert memory is not None
+    batch = make_batch(
+        trainee.crops, torch.arange(2), model=trainee.reconstructor.model, source="photos", labelled=False
+    )
+    coefficients = trainee.reconstructor.from_landmarks(batch.landmarks, batch.confidence)
+    step = trainee.step(batch, coefficients)
+    weight = step.person_weight.clamp_min(1e-3)[:, None]
+    torch.testing.assert_close(memory.centers[0], (weight * step.embedding).sum(0) / weight.sum())
+
+
+def test_photos_of_a_person_come_together(workspace: Workspace) -> None:
+    trainee = load_trainee(fused(), with_persons(workspace), geometry_checkpoint(workspace), sources=["photos"])
+    losses = {"photos": UNLABELLED}
+    load, _ = build_step(trainee, losses, {"photos": 6}, photos_per_person={"photos": 2})
+    for number in range(5):
+        ((batch,),) = load(seeded(3, number))
+        # Nine photos of four persons with two and one with one.
+        assert len(batch.person.unique()) in (3, 4)
+        assert len(set(batch.sample_ids)) == 6
+
+
+def test_losses_of_persons_grow(workspace: Workspace) -> None:
+    trainee = load_trainee(fused(), with_persons(workspace), geometry_checkpoint(workspace), sources=["photos"])
+    losses = {"photos": {"separation": 3.0, "identity_prior": 1e-3}}
+    learner = build_learner(trainee, losses)
+    load, loss = build_step(trainee, losses, {"photos": 4}, learner=learner, warmup_steps=4)
+    ((batch,),) = load(seeded(0, 0))
+    learner.eval()
+    values = []
+    for _ in range(6):
+        value, named = loss(learner, [batch])
+        values.append(float((value.detach() - 1e-3 * named["photos/identity_prior"]) / named["photos/separation"]))
+        learner.settle()
+    assert values == pytest.approx([0.75, 1.5, 2.25, 3.0, 3.0, 3.0], rel=1e-4)
+
+
+def test_a_source_of_strangers_is_named(workspace: Workspace) -> None:
+    with pytest.raises(ValueError, match="source photos: every photo shows another person"):
+        train_stage(fused(), workspace, "train_fused")
+    assert not workspace.folder("train_fused").exists()
+
+
+def test_the_network_of_confidence_learns_and_stays_in_the_checkpoint(workspace: Workspace) -> None:
+    losses = {**UNLABELLED, "photo_likelihood": 0.5}
+    sources = [{"source": "photos", "share": 1.0, "losses": losses}]
+    params = tiny_params(train_self_supervised={"sources": sources, "confidence_width": 2, "validate_every": 6})
+    train_self_supervised(params, workspace)
+    content = load_checkpoint(workspace.folder("train_self_supervised") / "checkpoint.pt")
+    assert "persons" not in content
+    network = ConfidenceNetwork.load(content["confidence"])
+    assert network.width == 2
+    metrics = json.loads((workspace.folder("train_self_supervised") / "metrics.json").read_text())
+    assert bool(network.head.weight.any()) is (metrics["best_step"] > 0)

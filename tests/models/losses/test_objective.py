@@ -7,11 +7,14 @@ import torch
 
 from models.face.camera import crop_camera, project, to_camera_space
 from models.face.morphable import MorphableModel
-from models.losses.objective import TERMS, Step, objective
+from models.losses.likelihood import mirror_partners
+from models.losses.objective import SOURCE_NEEDS, TERMS, Step, objective
+from models.reconstruction.confidence import ConfidenceNetwork
 from models.rendering.shade import vertex_normals
+from models.training.person_memory import PersonMemory
 from models.types import Batch, FaceCoefficients, Scan
 
-SIZE_PX = 40
+SIZE_PX = 48
 
 
 def predicted(count: int = 2, *, seed: int = 0) -> FaceCoefficients:
@@ -58,7 +61,19 @@ def step_of(face: MorphableModel, coefficients: FaceCoefficients, *, labelled: b
         shape_weights=torch.ones(face.vertex_count),
         landmark_identity=torch.tensor([[1.0, 0.0, 0.0, 0.0], [0.0, -1.0, 2.0, 0.5]]),
         identity_embedding=torch.diag(torch.tensor([1.0, 2.0, 3.0, 4.0])),
+        memory=memory(),
+        confidence=ConfidenceNetwork(width=2, size_px=SIZE_PX),
+        mirror=mirror_partners(face.mean),
     )
+
+
+def memory() -> PersonMemory:
+    """Of the two persons of the batch and a third."""
+    made = PersonMemory(("a", "b", "c"), identity_size=4, center_rate=1.0)
+    made.number(("a", "b", "c"))
+    made.begin(torch.arange(3), torch.randn(3, 4, generator=torch.Generator().manual_seed(5)), torch.ones(3))
+    made.begin_moments(0.5 * torch.randn(9, 4, generator=torch.Generator().manual_seed(6)) + 0.2)
+    return made
 
 
 def reached(face: MorphableModel, *terms: str) -> set[str]:
@@ -85,6 +100,10 @@ SHAPE, POSE = {"identity", "expression"}, {"rotation", "translation"}
         (("landmark_on_scan",), POSE),
         (("photo",), SHAPE | POSE | {"albedo", "lighting"}),
         (("landmark",), SHAPE | POSE),
+        (("photo_likelihood",), SHAPE | POSE | {"albedo", "lighting"}),
+        (("separation",), {"identity"}),
+        (("center",), {"identity"}),
+        (("distribution",), {"identity"}),
         (("identity_anchor",), {"identity"}),
         (("identity_prior",), {"identity"}),
         (("expression_prior",), {"expression"}),
@@ -101,6 +120,7 @@ def test_each_term_reaches_exactly_its_coefficients(
 def test_every_term_is_covered_above() -> None:
     assert set(TERMS) == {
         *("vertex", "normal", "photo_on_scan", "landmark_on_scan", "photo", "landmark"),
+        *("photo_likelihood", "separation", "center", "distribution"),
         *("identity_anchor", "identity_prior", "expression_prior", "albedo_prior", "light_prior"),
     }
 
@@ -174,3 +194,66 @@ def test_a_step_draws_by_its_rasterizer(face: MorphableModel) -> None:
     assert torch.equal(replace(step, rasterizer="torch").draw(step.seen).image, expected)
     with pytest.raises(ValueError, match="rasterizer 'none' is unknown"):
         replace(step, rasterizer="none").draw(step.seen)
+
+
+def test_what_only_some_sources_have_is_what_params_check() -> None:
+    needy = {name: set(term.needs) for name, term in TERMS.items() if term.needs & set(SOURCE_NEEDS)}
+    assert needy == {
+        **{key: {"scan"} for key in ("vertex", "normal", "photo_on_scan", "landmark_on_scan")},
+        **{key: {"person"} for key in ("separation", "center", "distribution")},
+    }
+
+
+@pytest.mark.parametrize("term", ["separation", "center", "distribution"])
+def test_a_term_of_persons_without_a_memory_names_the_source(face: MorphableModel, term: str) -> None:
+    step = replace(step_of(face, predicted(), labelled=False), memory=None)
+    with pytest.raises(ValueError, match="source scans: no persons are remembered"):
+        objective(step, {term: 1.0})
+
+
+def test_the_centre_is_that_of_the_person(face: MorphableModel) -> None:
+    step = step_of(face, predicted(), labelled=False)
+    swapped = replace(step, batch=replace(step.batch, person=torch.tensor([1, 0])))
+    assert step.memory is not None
+    expected = 0.5 * (step.embedding - step.memory.centers[:2]).square().sum(1)
+    torch.testing.assert_close(TERMS["center"].value(step), expected)
+    assert not torch.allclose(TERMS["center"].value(swapped), expected)
+
+
+def test_class_weights_learn_from_separation_alone(face: MorphableModel) -> None:
+    step = step_of(face, predicted(), labelled=False)
+    assert step.memory is not None
+    objective(step, {"separation": 1.0, "center": 1.0, "distribution": 1.0})[0].requires_grad_().backward()
+    assert step.memory.class_weights.grad is not None
+    assert (step.memory.class_weights.grad.norm(dim=1) > 0).all()
+    assert not step.memory.centers.requires_grad
+
+
+def test_a_step_notes_what_its_terms_keep(face: MorphableModel) -> None:
+    step = step_of(face, predicted(), labelled=False)
+    assert step.memory is not None
+    before = {name: value.clone() for name, value in step.memory.state_dict().items()}
+    step.note({"center": 1.0})
+    step.memory.settle()
+    after = step.memory.state_dict()
+    assert not torch.equal(after["centers"][:2], before["centers"][:2])
+    assert torch.equal(after["centers"][2], before["centers"][2])
+    assert torch.equal(after["mean"], before["mean"])
+    step.note({"distribution": 1.0, "separation": 1.0})
+    step.memory.settle()
+    assert not torch.equal(step.memory.mean, before["mean"])
+
+
+def test_the_likelihood_sees_the_skin_and_its_mirror_image(face: MorphableModel) -> None:
+    step = step_of(face, predicted(), labelled=False)
+    bare = replace(step, confidence=None)
+    with pytest.raises(ValueError, match="source scans: a loss needs the network of confidence"):
+        objective(bare, {"photo_likelihood": 1.0})
+    own, mirrored = step.draw(step.seen), step.draw(step.seen, mirrored=True)
+    assert torch.equal(own.mask, mirrored.mask)
+    assert not torch.allclose(own.image, mirrored.image)
+    assert step.confidence is not None
+    found = TERMS["photo_likelihood"].value(step)
+    found.sum().backward()
+    assert step.confidence.head.bias.grad is not None
+    assert (step.confidence.head.bias.grad.abs() > 0).all()

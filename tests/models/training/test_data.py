@@ -8,7 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from models.face.morphable import MorphableModel
-from models.training.data import JITTER, CropSet, draw_chance, draw_indices, make_batch, split_counts
+from models.training.data import (
+    JITTER,
+    CropSet,
+    PersonGroups,
+    draw_chance,
+    draw_indices,
+    draw_persons,
+    make_batch,
+    split_counts,
+)
 from models.types import MIRRORED_LANDMARKS
 from tests.tiny_face import tiny_crops
 
@@ -195,3 +204,63 @@ def test_counts_of_the_usual_ratios(shares: dict[str, float], batch_size: int, e
 def test_a_batch_smaller_than_the_number_of_sources_is_an_error() -> None:
     with pytest.raises(ValueError, match="batch_size is 1, expected at least one place for each of 2 sources"):
         split_counts({"a": 0.5, "b": 0.5}, 1)
+
+
+PERSON = torch.tensor([5, 0, 5, 1, 1, 5, 9, 9, 1, 3])
+"""Ten crops: three of persons 5 and 1, two of 9, one of 0 and 3."""
+
+
+def grouped(*pool: int) -> PersonGroups:
+    return PersonGroups.build(torch.tensor(pool or range(10)), PERSON)
+
+
+def test_crops_are_grouped_by_person() -> None:
+    groups = grouped(9, 2, 3, 0, 8)
+    assert groups.size.tolist() == [2, 1, 2]
+    members = [groups.crops[start : start + size].tolist() for start, size in zip(groups.start, groups.size)]
+    assert members == [[3, 8], [9], [2, 0]]
+
+
+def of_persons(count: int, photos: int, *, seed: int = 0, weights: torch.Tensor | None = None) -> torch.Tensor:
+    return draw_persons(grouped(), count, photos_per_person=photos, weights=weights, generator=seeded(seed))
+
+
+@given(seed=st.integers(0, 500), count=st.integers(1, 10), photos=st.integers(2, 4))
+def test_a_batch_holds_photos_of_few_persons(seed: int, count: int, photos: int) -> None:
+    drawn = of_persons(count, photos, seed=seed)
+    assert len(drawn) == count
+    sizes = torch.bincount(PERSON, minlength=10)
+    found = torch.bincount(PERSON[drawn], minlength=10)
+    if count <= int(sizes.clamp_max(photos).sum()):
+        assert int(found.max()) <= photos
+        # Nobody comes twice before all have come, and all persons but the last come with all their photos.
+        assert len(set(drawn.tolist())) == count
+        assert int(((found > 0) & (found < sizes.clamp_max(photos))).sum()) <= 1
+    assert torch.equal(drawn, of_persons(count, photos, seed=seed))
+
+
+def test_more_photos_than_there_are_begin_again() -> None:
+    drawn = of_persons(25, 3)
+    assert torch.bincount(drawn, minlength=10).min() >= 2
+
+
+def test_all_photos_come_equally_often_where_persons_have_as_many() -> None:
+    groups = PersonGroups.build(torch.arange(12), torch.arange(12) // 3)
+    generator = seeded(1)
+    drawn = torch.cat(
+        [draw_persons(groups, 6, photos_per_person=2, weights=None, generator=generator) for _ in range(1500)]
+    )
+    share = torch.bincount(drawn, minlength=12) / len(drawn)
+    assert (share - 1 / 12).abs().max() < 0.01
+
+
+def test_good_labels_are_drawn_more_often_of_persons_too() -> None:
+    groups = PersonGroups.build(torch.arange(8), torch.arange(8) // 2)
+    weights = torch.tensor([3.0, 3.0, 1.0, 1.0, 1.0, 1.0, torch.nan, 0.0])
+    generator = seeded(2)
+    drawn = torch.cat(
+        [draw_persons(groups, 2, photos_per_person=2, weights=weights, generator=generator) for _ in range(3000)]
+    )
+    share = torch.bincount(drawn, minlength=8) / len(drawn)
+    assert share[:2].sum().item() == pytest.approx(0.6, abs=0.03)
+    assert share[2:6].sum().item() == pytest.approx(0.4, abs=0.03)

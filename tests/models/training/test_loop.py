@@ -350,3 +350,22 @@ def test_steps_have_generators_of_their_own() -> None:
     draws = [torch.rand(1, generator=seeded(seed, step)).item() for seed in (0, 1) for step in (-1, 0, 1)]
     assert len(set(draws)) == 6
     assert torch.rand(1, generator=seeded(0, 1)).item() == draws[2]
+
+
+def test_what_follows_a_step_is_done_after_each(tmp_path: Path) -> None:
+    done: list[Tensor] = []
+    module = network()
+    train(
+        build_fabric(device="cpu", precision="32-true"),
+        module,
+        settings=replace(SETTINGS, steps=5),
+        loss=noisy_loss,
+        settle=lambda: done.append(module[0].weight.detach().clone()),
+        validate=score,
+        progress_folder=tmp_path,
+        fingerprint="one",
+        name="test",
+    )
+    assert len(done) == 5
+    # After the optimiser has moved the weights, and before the next step does.
+    assert all(not torch.equal(first, second) for first, second in itertools.pairwise(done))
