@@ -9,12 +9,17 @@ from typing import Annotated
 
 import typer
 
-from flows import animate, landmarks, reconstruct
+from flows import animate, deployments, landmarks, reconstruct
 from flows.console import JsonOption, WorkspaceOption, command, examples, settings
+from flows.demo import EXAMPLES as DEMO_EXAMPLES
+from flows.demo import demo
+from flows.doctor import EXAMPLES as DOCTOR_EXAMPLES
+from flows.doctor import doctor
 from flows.experiment import app as experiment_app
 from flows.face_models import app as model_app
 from flows.failures import StageError
 from flows.processes import run_child
+from flows.registry import app as registry_app
 from flows.server import prefect_server
 from flows.stages import FUNCTIONS
 from flows.workspace import allow_without_git, create_workspace, preset_names, preset_path, refresh_graph
@@ -32,12 +37,18 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command(epilog=DEMO_EXAMPLES)(demo)
+app.command(epilog=DOCTOR_EXAMPLES)(doctor)
 app.command(epilog=reconstruct.EXAMPLES)(reconstruct.reconstruct)
 app.command(epilog=landmarks.EXAMPLES)(landmarks.landmarks)
 app.command(epilog=animate.EXAMPLES)(animate.animate)
+app.command(epilog=deployments.SERVE_EXAMPLES)(deployments.serve)
+app.command(epilog=deployments.DEPLOY_EXAMPLES)(deployments.deploy)
+app.command(epilog=deployments.MONITOR_EXAMPLES)(deployments.monitor)
 # A group of commands is one line here; what it does stands in a file of its own.
 app.add_typer(model_app, name="model")
 app.add_typer(experiment_app, name="experiment")
+app.add_typer(registry_app, name="registry")
 
 debugging = False
 

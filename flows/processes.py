@@ -13,11 +13,17 @@ PATIENCE = ((signal.SIGINT, 20.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
 """What an interrupted child is sent, and the seconds it then has; a stage uses the first to close what is open."""
 
 
-def run_child(command: Sequence[str], *, cwd: Path) -> int:
-    """Run a command and give its exit code; on an interrupt it and its own children are ended first."""
+def run_child(command: Sequence[str], *, cwd: Path, timeout_s: float | None = None) -> int:
+    """Run a command and give its exit code; on an interrupt it and its own children are ended first.
+
+    Raises: TimeoutError if it takes longer than `timeout_s`; then it was ended, too.
+    """
     with subprocess.Popen(command, cwd=cwd, start_new_session=True) as process:
         try:
-            return process.wait()
+            try:
+                return process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                raise TimeoutError(f"took longer than {timeout_s:g} s and was ended") from None
         except BaseException:
             # DVC ignores SIGINT while a stage runs, so the signal goes to the whole group.
             for kind, seconds in PATIENCE:

@@ -24,17 +24,18 @@ STOP_SECONDS = 5
 
 
 @contextmanager
-def prefect_server(workspace: Path, *, scheduler: bool = False) -> Iterator[str]:
+def prefect_server(workspace: Path, *, scheduler: bool = False, port: int | None = None) -> Iterator[str]:
     """Give the address of a Prefect API, which is also set for child processes.
 
     Without a configured server one is started, its database in the workspace, and stopped at the end whatever happens.
+    Without a `port` it takes one that is free.
     Raises: OSError if the server does not start.
     """
     configured = os.environ.get("PREFECT_API_URL")
     if configured:
         yield configured
         return
-    port = _free_port()
+    port = _free_port() if port is None else port
     address = f"http://127.0.0.1:{port}/api"
     log = workspace / ".mien" / "prefect-server.log"
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -42,6 +43,8 @@ def prefect_server(workspace: Path, *, scheduler: bool = False) -> Iterator[str]
     if not scheduler:
         # As Prefect's own temporary server: the API alone, without scheduler and clean-up services.
         environment |= {"PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}
+    # Its page asks this address from the browser.
+    environment.setdefault("PREFECT_UI_API_URL", address)
     with log.open("w", encoding="utf-8") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.server", str(port)],

@@ -53,7 +53,6 @@ def model_card(
         "face model": stamp["name"],
         "its licence": stamp.get("licence") or "not stated",
         "its content hash": stamp.get("hash", ""),
-        "image branch": params.encoder.backbone,
         "crop": f"{params.project.crop_size_px} x {params.project.crop_size_px} px",
         "landmarks": params.detect_landmarks.detector,
         "weights": provenance.weights[:16],

@@ -110,7 +110,7 @@ def load_policy(path: Path = POLICY_PATH) -> PromotionPolicy:
     try:
         return PromotionPolicy.model_validate(data)
     except ValidationError as error:
-        raise ParamsError("\n".join(_fault(path.name, fault) for fault in error.errors())) from None
+        raise ParamsError("\n".join(fault_line(path.name, fault) for fault in error.errors())) from None
 
 
 def judge(
@@ -231,7 +231,8 @@ def _missing(rule: Rule, detail: str) -> Verdict:
     return Verdict(rule.name, "skipped" if rule.when_missing == "skip" else "failed", detail)
 
 
-def _fault(name: str, fault: Any) -> str:
+def fault_line(name: str, fault: Any) -> str:
+    """One fault that pydantic found in a file, in a line."""
     key = ".".join(str(part) for part in fault["loc"]) or "(top level)"
     if fault["type"] == "extra_forbidden":
         return f"{name}: {key} = {fault['input']!r}: unknown key; remove it or check its spelling"

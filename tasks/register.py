@@ -37,6 +37,7 @@ from tasks.artifacts import CLEAN, Workspace, load_checkpoint, read_json, read_t
 from tasks.face_model import load_face_model
 from tasks.model_card import model_card
 from tasks.params import Params
+from tasks.photo_profile import write_profile
 from tasks.promotion import CHAMPION, load_policy
 from tasks.provenance import Provenance, trace
 from tasks.registered_model import PACKAGE_FILES, face_model_tags, log_version
@@ -65,7 +66,9 @@ def register(params: Params, workspace: Workspace) -> None:
         (Path(scratch) / PACKAGE_FILES["card"]).write_text(card, encoding="utf-8")
         run.metrics(finite(metrics))
         run.artifact(workspace.folder("evaluate") / "metrics.json", "evaluate")
-        keep_sources(run, workspace, provenance)
+        sources = keep_sources(Path(scratch), workspace, provenance)
+        write_profile(sources, workspace, load_reconstructor(load_checkpoint(checkpoint(workspace)), model))
+        run.artifact(sources, sources.name)
         version = log_version(Path(scratch), params, workspace, run, model)
         decision = enter(
             run.client,
@@ -82,6 +85,11 @@ def register(params: Params, workspace: Workspace) -> None:
             (folder / PACKAGE_FILES["card"]).write_text(card, encoding="utf-8")
 
 
+def checkpoint(workspace: Workspace) -> Path:
+    """Weights of the reconstructor that is registered."""
+    return workspace.folder(FINAL_STAGE) / "checkpoint.pt"
+
+
 def trace_model(params: Params, workspace: Workspace) -> Provenance:
     """Where the reconstructor and, if one was trained, its detector come from."""
     stages = [FINAL_STAGE]
@@ -96,17 +104,16 @@ def write_package(folder: Path, params: Params, workspace: Workspace, model: Mor
 
     Raises: FileNotFoundError or ValueError with a one-line remedy.
     """
-    checkpoint = workspace.folder(FINAL_STAGE) / "checkpoint.pt"
-    reconstructor = load_reconstructor(load_checkpoint(checkpoint), model)
-    shutil.copy(checkpoint, folder / PACKAGE_FILES["reconstructor_checkpoint"])
+    reconstructor = load_reconstructor(load_checkpoint(checkpoint(workspace)), model)
+    shutil.copy(checkpoint(workspace), folder / PACKAGE_FILES["reconstructor_checkpoint"])
     save_face_model(model, folder / PACKAGE_FILES["face_model"])
     deviations = {"reconstructor": export_reconstructor(reconstructor, folder / PACKAGE_FILES["reconstructor"])}
     detector = None
     if params.detect_landmarks.detector == "hierarchical":
-        checkpoint = workspace.folder("train_detector") / "checkpoint.pt"
-        content = load_checkpoint(checkpoint)
-        shutil.copy(checkpoint, folder / PACKAGE_FILES["detector_checkpoint"])
-        exported = _package_detector(content, checkpoint.parent, folder)
+        detector_checkpoint = workspace.folder("train_detector") / "checkpoint.pt"
+        content = load_checkpoint(detector_checkpoint)
+        shutil.copy(detector_checkpoint, folder / PACKAGE_FILES["detector_checkpoint"])
+        exported = _package_detector(content, detector_checkpoint.parent, folder)
         deviations |= {Path(name).stem: deviation for name, deviation in exported.items()}
         detector = _detector_settings(content, params)
     write_json(folder / PACKAGE_FILES["settings"], _settings(params, reconstructor, detector))

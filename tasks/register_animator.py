@@ -64,9 +64,10 @@ def register_animator(
     name = params.evaluate_animator.model_name
     content = load_checkpoint(workspace.folder("train_animator") / "checkpoint.pt")
     provenance = trace(workspace, ["train_animator"], checkpoints=[content])
-    keep_sources(run, workspace, provenance)
     with tempfile.TemporaryDirectory() as scratch:
         deviation = write_package(Path(scratch) / "files", params, workspace)
+        sources = keep_sources(Path(scratch), workspace, provenance)
+        run.artifact(sources, sources.name)
         version = _new_version(Path(scratch), name, run)
     tags = {"test_set": test_set, "encoder": params.train_animator.encoder}
     tags |= {f"animator.{key}": f"{value:.5g}" for key, value in finite(_flat(metrics["animator"])).items()}

@@ -17,7 +17,7 @@ from tasks.artifacts import Workspace, read_json, write_json
 from tasks.params import Params
 from tasks.promotion import CHAMPION, PromotionPolicy, Verdict, judge, judge_provenance
 from tasks.provenance import FILES, FOLDER, Known, Provenance, known_from_tags
-from tasks.tracking import TrackedRun, tracking_client, tracking_uri
+from tasks.tracking import tracking_client, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -148,17 +148,16 @@ def version_rows(client: MlflowClient, name: str) -> list[dict[str, Any]]:
     return rows
 
 
-def keep_sources(run: TrackedRun, workspace: Workspace, provenance: Provenance) -> None:
-    """Keep with a run what its model can be made again from."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch) / FOLDER
-        folder.mkdir()
-        for name in FILES.values():
-            source = workspace.root / name
-            if source.is_file():
-                (folder / Path(name).name).write_bytes(source.read_bytes())
-        write_json(folder / MODEL_FILE, {"stages": provenance.stages, "lock": provenance.lock, **provenance.tags()})
-        run.artifact(folder, FOLDER)
+def keep_sources(scratch: Path, workspace: Workspace, provenance: Provenance) -> Path:
+    """Write what a model can be made again from into a new folder, for its run to keep; returns the folder."""
+    folder = scratch / FOLDER
+    folder.mkdir()
+    for name in FILES.values():
+        source = workspace.root / name
+        if source.is_file():
+            (folder / Path(name).name).write_bytes(source.read_bytes())
+    write_json(folder / MODEL_FILE, {"stages": provenance.stages, "lock": provenance.lock, **provenance.tags()})
+    return folder
 
 
 def enter(

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from flows.failures import Failure, failure_path
-from flows.pipeline import may_help, stage_order
+from flows.pipeline import may_help, stage_order, workspace_limit
 from tasks.artifacts import STAGES
 
 
@@ -48,10 +48,25 @@ def test_refused_input_is_not_tried_again(message: str | None, expected: bool) -
 def test_a_stage_fails_with_its_own_message(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import pipeline
 
-    def stage_that_refuses(_command: list[str], *, cwd: Path) -> int:
+    def stage_that_refuses(_command: list[str], *, cwd: Path, timeout_s: float | None) -> int:
         Failure("photos: folder is empty", 2, "").save(failure_path(cwd, "first"))
         return 255
 
     monkeypatch.setattr(pipeline, "run_child", stage_that_refuses)
     with pytest.raises(pipeline.StageError, match=r"^first: refused: photos: folder is empty$"):
         pipeline.reproduce.fn(str(project), "first")
+
+
+def test_a_stage_that_takes_too_long_is_ended(project: Path) -> None:
+    from flows import pipeline
+
+    (project / "dvc.yaml").write_text("stages: {first: {cmd: sleep 600}}")
+    with pytest.raises(pipeline.StageError, match=r"^first: took longer than 3 s and was ended; give it more time"):
+        pipeline.reproduce.fn(str(project), "first", 3.0)
+
+
+def test_every_workspace_has_a_limit_of_its_own(tmp_path: Path) -> None:
+    names = {workspace_limit(tmp_path / name) for name in ("Faces 1", "other/Faces 1", "b")}
+    assert len(names) == 3
+    assert workspace_limit(tmp_path / "x" / ".." / "b") in names
+    assert all(name.startswith("mien-workspace-") for name in names)
