@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -27,19 +26,11 @@ from tasks.speech_curves import at_frames
 from tasks.speech_labels import ClipTable, LabelError
 from tasks.speech_params import VideoSource
 from tasks.speech_recordings import Recording
+from tasks.video_frames import FILM_SUFFIXES, VideoError, read_frames
 
-FILM_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
 BATCH = 32
 MIN_RATE_HZ = 12.0
 """Slower films miss most closures of the lips."""
-
-
-class VideoError(ValueError):
-    """A film that cannot be used: `reason` is a short code."""
-
-    def __init__(self, reason: str, message: str) -> None:
-        super().__init__(message)
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -143,7 +134,7 @@ def track_face(tracker: FaceTracker, path: Path, *, max_seconds: float) -> Track
     times: list[float] = []
     found: list[tuple[torch.Tensor, torch.Tensor, float] | None] = []
     batch: list[Pixels] = []
-    for time, image in _frames(path, max_seconds=max_seconds):
+    for time, image in read_frames(path, max_seconds=max_seconds):
         times.append(time)
         batch.append(reduce(image, max_side_px=tracker.max_side_px))
         if len(batch) == BATCH:
@@ -174,30 +165,6 @@ def track_face(tracker: FaceTracker, path: Path, *, max_seconds: float) -> Track
         if name in model.expression_names:
             coefficients[seen, place] = expression[:, model.expression_names.index(name)].numpy()
     return Track(np.array(times), filled(coefficients, seen), rate, float(seen.mean()))
-
-
-def _frames(path: Path, *, max_seconds: float) -> Iterator[tuple[float, Pixels]]:
-    """Frames as upright RGB with their times since the sound began; frames whose time does not rise are left out."""
-    try:
-        with av.open(str(path), metadata_errors="ignore") as container:
-            if not container.streams.video:
-                raise VideoError("no_picture", f"{path.name}: holds no picture; give a film of a face")
-            begin = 0.0
-            if container.streams.audio:
-                sound = container.streams.audio[0]
-                begin = float((sound.start_time or 0) * (sound.time_base or 0))
-            last = -np.inf
-            for frame in container.decode(container.streams.video[0]):
-                if frame.time is None or frame.time - begin <= last:
-                    continue
-                last = frame.time - begin
-                if last > max_seconds:
-                    return
-                image = frame.to_ndarray(format="rgb24")
-                turns = round(frame.rotation / 90.0) % 4
-                yield last, np.ascontiguousarray(np.rot90(image, turns))
-    except av.error.FFmpegError as error:
-        raise VideoError("not_video", f"{path.name}: cannot be decoded ({type(error).__name__}); give MP4") from error
 
 
 def _faces(tracker: FaceTracker, images: list[Pixels]) -> list[tuple[torch.Tensor, torch.Tensor, float] | None]:

@@ -111,7 +111,7 @@ class PhotoReader:
         for start in range(0, len(places), CROPS_AT_ONCE):
             some = places[start : start + CROPS_AT_ONCE]
             taken = [(photos[row], one, called[row]) for row, one in some]
-            for (row, _), face in zip(some, self._reconstruct(taken), strict=True):
+            for (row, _), face in zip(some, self.reconstruct(taken), strict=True):
                 results[row].append(face)
         return results
 
@@ -139,7 +139,8 @@ class PhotoReader:
         return found
 
     @torch.no_grad()
-    def _reconstruct(self, taken: Sequence[tuple[Pixels, Detection, str]]) -> list[PhotoFace]:
+    def reconstruct(self, taken: Sequence[tuple[Pixels, Detection, str]]) -> list[PhotoFace]:
+        """Faces that were detected, each with its photo and the photo's name, as one batch."""
         settings = self.reconstructor.settings
         crops = [
             crop_photo(photo, one, size_px=settings.crop_size_px, scale=settings.crop_scale, name=name)

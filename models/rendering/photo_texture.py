@@ -5,6 +5,7 @@ Convention: textures as in models/rendering/texture.py, in the colours of the ph
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -17,12 +18,15 @@ from models.face.camera import NEAR_MM
 from models.face.lighting import irradiance
 from models.face.morphable import MorphableModel
 from models.rendering.shade import vertex_normals
-from models.rendering.texture import Texture, attribute_texture, extract_texture, mirror_fill
+from models.rendering.texture import SEEN, Texture, attribute_texture, extract_texture, mirror_fill
 from models.rendering.texture_chart import MirrorMap, TextureChart, mirror_map, texture_chart
 from models.types import Camera
 
 PIXELS_PER_TEXEL = 2.0
 """A face shown finer than this is reduced first: sampling takes four pixels and would skip the others."""
+
+OTHERS = 0.1
+"""Weight of further photos of a face beside the first."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +56,61 @@ class TexturePainter:
 
         What neither the photo nor its mirror image shows is the albedo under the light of the photo.
         """
+        seen = self.look(photo, vertices, intrinsics=intrinsics)
+        return self.fill(seen, vertices, albedo=albedo, lighting=lighting)
+
+    @torch.no_grad()
+    def look(
+        self, photo: UInt8[np.ndarray, "H W 3"], vertices: Float[Tensor, "V 3"], *, intrinsics: Float[Tensor, "3 3"]
+    ) -> Texture:
+        """What the photo itself shows of the mesh."""
         piece, camera = piece_around(photo, vertices, intrinsics=intrinsics, texels=self.chart.size_px)
         image = torch.from_numpy(piece).permute(2, 0, 1)[None].float() / 255.0
-        seen = extract_texture(image, vertices[None], chart=self.chart, camera=camera)
+        return extract_texture(image, vertices[None], chart=self.chart, camera=camera)
+
+    @torch.no_grad()
+    def fill(
+        self,
+        seen: Texture,
+        vertices: Float[Tensor, "V 3"],
+        *,
+        albedo: Float[Tensor, "V 3"],
+        lighting: Float[Tensor, "9 3"],
+    ) -> Texture:
+        """The whole texture from what was seen, under the light in which the mesh (camera space) stands."""
         normals = vertex_normals(vertices[None], self.chart.triangles)
         shaded = (albedo[None] * irradiance(normals, lighting[None])).clamp(0.0, 1.0)
         return mirror_fill(seen, chart=self.chart, mirror=self.mirror, fallback=attribute_texture(shaded, self.chart))
+
+
+def blend_looks(looks: Sequence[Texture]) -> Texture:
+    """What several photos show of one face: every texel from those that saw it, by how squarely they did.
+
+    The first counts ten times, so that what it shows stays sharp: faces of several photos never fit each other exactly.
+    Colours are first brought to the brightness of the first photo where both saw the face.
+    """
+    first = looks[0]
+    if len(looks) == 1:
+        return first
+    total = torch.zeros_like(first.weight)
+    colour = torch.zeros_like(first.colour)
+    for one in looks:
+        both = (first.mask & one.mask).float()[:, None]
+        count = both.sum((2, 3), keepdim=True)
+        gain = ((first.colour * both).sum((2, 3), keepdim=True) + 0.01 * count) / (
+            (one.colour * both).sum((2, 3), keepdim=True) + 0.01 * count
+        ).clamp_min(1e-6)
+        gain = torch.where(count > 0, gain, 1.0)
+        # Square to the camera counts most; whoever saw a texel at all still counts a little.
+        weight = (one.weight.square() + 1e-4) * one.mask * (1.0 if one is first else OTHERS)
+        colour = colour + weight[:, None] * one.colour * gain
+        total = total + weight
+    seen = total > 0
+    return Texture(
+        colour=(colour / total.clamp_min(1e-9)[:, None]).clamp(0.0, 1.0),
+        weight=torch.stack([one.weight for one in looks]).amax(0),
+        origin=torch.where(seen, SEEN, first.origin),
+    )
 
 
 def piece_around(
