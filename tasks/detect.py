@@ -207,7 +207,9 @@ def _sorted(
 
 
 def merge(params: Params, workspace: Workspace, parts: Iterable[DetectedShard]) -> None:
-    """Write what all shards found, in the order in which they come, as the output of the stage."""
+    """Write what all shards found as the output of the stage; those that come one by one come in order."""
+    if isinstance(parts, Sequence):
+        parts = sorted(parts, key=lambda part: part.shard)
     quarantine: list[Row] = []
     nme, confidence = array("d"), array("d")
     skipped = 0

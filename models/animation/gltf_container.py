@@ -134,6 +134,7 @@ def read_array(tree: Mapping[str, Any], binary: bytes, index: int) -> np.ndarray
     """
     accessor = tree["accessors"][index]
     width, count, kind = WIDTHS[accessor["type"]], accessor["count"], NUMBERS[accessor["componentType"]]
+    _require_size(count, width, kind)
     values = np.zeros((count, width), kind)
     if "bufferView" in accessor:
         values = _elements(tree, binary, accessor["bufferView"], accessor.get("byteOffset", 0), kind, count, width)
@@ -161,12 +162,19 @@ def read_view(tree: Mapping[str, Any], binary: bytes, index: int) -> bytes:
     return binary[start : start + length]
 
 
+def _require_size(count: int, width: int, kind: str) -> None:
+    # A file of a hundred bytes may claim any number of values: all in one place, or none stored at all.
+    if not isinstance(count, int) or not 0 <= count * width * np.dtype(kind).itemsize <= MAX_BYTES:
+        raise ValueError(f"claims {count} values, expected at most {MAX_BYTES} bytes of them; export it again")
+
+
 def _elements(
     tree: Mapping[str, Any], binary: bytes, view_index: int, offset: int, kind: str, count: int, width: int
 ) -> np.ndarray:
     view = tree["bufferViews"][view_index]
     if view.get("buffer", 0) != 0 or "uri" in tree["buffers"][0]:
         raise ValueError("refers to another file, expected everything in one .glb; export it with embedded buffers")
+    _require_size(count, width, kind)
     size = np.dtype(kind).itemsize * width
     stride = view.get("byteStride", size)
     start = view.get("byteOffset", 0) + offset

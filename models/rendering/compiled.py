@@ -39,10 +39,10 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
         # Neither the folder of the source nor the user's cache can be written: compile again in every process.
         return numba.njit(**SETTINGS)(function)
     # Two processes that compile for the first time give different code the same file name, and crash when they read it.
-    alone, compile_or_load = _cache_lock(Path(compiled._cache.cache_path)), compiled.compile
+    folder, compile_or_load = Path(compiled._cache.cache_path), compiled.compile
 
     def compile_alone(signature: Any) -> Any:
-        with alone:
+        with _cache_lock(folder):
             return compile_or_load(signature)
 
     compiled.compile = compile_alone
@@ -53,6 +53,15 @@ def kernel(function: Callable[..., Any]) -> Callable[..., Any]:
 def _cache_lock(folder: Path) -> FileLock:
     # A kernel that calls another compiles it meanwhile, perhaps in another thread; numba keeps threads apart itself.
     return FileLock(folder / LOCK_NAME, thread_local=False)
+
+
+def _forget_the_parent() -> None:
+    # Neither locks nor threads of a process are there in its copy.
+    _cache_lock.cache_clear()
+    _pools.clear()
+
+
+os.register_at_fork(after_in_child=_forget_the_parent)
 
 
 def run_jobs(job: Callable[[int], None], count: int) -> None:

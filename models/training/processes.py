@@ -10,14 +10,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as distributed
 from jaxtyping import Float
-from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 def build_fabric(*, device: str, precision: str) -> Fabric:
@@ -25,6 +26,10 @@ def build_fabric(*, device: str, precision: str) -> Fabric:
 
     `auto` precision takes bf16 where the processor computes in it.
     """
+    # Four seconds, which those who only check parameters would wait for, too.
+    from lightning.fabric import Fabric
+    from lightning.fabric.strategies import DDPStrategy
+
     accelerator = device
     if device == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
