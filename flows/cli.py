@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows import animate, deployments, landmarks, reconstruct
+from flows import animate, deployments, export, landmarks, reconstruct
 from flows.console import JsonOption, WorkspaceOption, command, examples, settings
 from flows.demo import EXAMPLES as DEMO_EXAMPLES
 from flows.demo import demo
@@ -42,6 +42,7 @@ app.command(epilog=DOCTOR_EXAMPLES)(doctor)
 app.command(epilog=reconstruct.EXAMPLES)(reconstruct.reconstruct)
 app.command(epilog=landmarks.EXAMPLES)(landmarks.landmarks)
 app.command(epilog=animate.EXAMPLES)(animate.animate)
+app.command(epilog=export.EXAMPLES)(export.export)
 app.command(epilog=deployments.SERVE_EXAMPLES)(deployments.serve)
 app.command(epilog=deployments.DEPLOY_EXAMPLES)(deployments.deploy)
 app.command(epilog=deployments.MONITOR_EXAMPLES)(deployments.monitor)

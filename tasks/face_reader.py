@@ -38,6 +38,8 @@ class FaceReader:
     find_detector: Callable[[], LandmarkDetector]
     device: str = "cpu"
     """Where the networks run; meshes and pictures are made on the processor."""
+    package: Path | None = None
+    """Folder of the registered version with its files."""
 
     @cached_property
     def photos(self) -> PhotoReader:
@@ -110,6 +112,7 @@ def open_champion(params: Params, workspace: Workspace, *, device: str = "cpu") 
         max_side_px=settings["max_side_px"],
         find_detector=find_detector,
         device=device,
+        package=folder,
     )
 
 

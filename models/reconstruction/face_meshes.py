@@ -111,13 +111,15 @@ def write_face_obj(
     )
 
 
-def save_face(face: PhotoFace, path: Path, model: MorphableModel, *, painter: TexturePainter | None = None) -> None:
+def save_face(
+    face: PhotoFace, path: Path | str, model: MorphableModel, *, painter: TexturePainter | None = None
+) -> None:  # fmt: skip
     """Write a face as the suffix says: `.glb`, `.obj` (with `.mtl` and `_texture.png` beside it) or `.ply`.
 
     `painter`: for many faces of one model, `TexturePainter.build` once; it takes a second.
     Raises: ValueError if the suffix is another.
     """
-    comment = f"face of {face.name}"
+    path, comment = Path(path), f"face of {face.name}"
     if path.suffix == ".ply":
         write_mesh(
             path,

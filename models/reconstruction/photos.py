@@ -19,6 +19,7 @@ from torch import Tensor
 
 from models.face.camera import crop_camera
 from models.face.crop import apply_affine, crop_affine, inside_photo, photo_camera, warp_crop
+from models.face.morphable import MorphableModel
 from models.landmarks.detector import Detection, LandmarkDetector, ProvidedDetector, detect_faces
 from models.reconstruction.reconstructor import Reconstructor
 from models.types import Batch, FaceCoefficients, Reconstruction, map_tensors, to_device
@@ -85,6 +86,11 @@ class PhotoReader:
     def detector(self) -> LandmarkDetector:
         """Opened when it is first asked for."""
         return self._detector if isinstance(self._detector, LandmarkDetector) else self._detector()
+
+    @property
+    def model(self) -> MorphableModel:
+        """The face model, on the processor."""
+        return self.reconstructor.model
 
     @property
     def network(self) -> Reconstructor:
@@ -192,16 +198,16 @@ def crop_photo(
 
 def join_batches(batches: Sequence[Batch]) -> Batch:
     """Crops of one size as one batch, each a person of its own."""
-    joined = {
-        name: torch.cat([getattr(batch, name) for batch in batches])
-        for name in ("image", "mask", "landmarks", "confidence")
-    }
+    image = torch.cat([batch.image for batch in batches])
     return Batch(
         source=batches[0].source,
         sample_ids=tuple(name for batch in batches for name in batch.sample_ids),
-        camera=crop_camera(len(joined["image"]), batches[0].camera.size[0]),
-        person=torch.arange(len(joined["image"])),
-        **joined,
+        camera=crop_camera(len(image), batches[0].camera.size[0]),
+        image=image,
+        mask=torch.cat([batch.mask for batch in batches]),
+        landmarks=torch.cat([batch.landmarks for batch in batches]),
+        confidence=torch.cat([batch.confidence for batch in batches]),
+        person=torch.arange(len(image)),
     )
 
 
