@@ -1,6 +1,7 @@
 # make run     a trained, evaluated and registered model on a fresh machine; then only what is stale
 # make test    the tests              make lint    ruff and mypy
 # make bench   the benchmarks         make clean   remove what runs have made, keep the environment
+# make docs    the documentation, in site/
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -16,7 +17,7 @@ export MPLBACKEND := Agg
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install run pipeline test lint format bench portraits landmarks browser clean
+.PHONY: help install run pipeline test lint format bench docs portraits landmarks browser clean
 
 help:
 	@sed -n 's/^# //p' Makefile | head -n 3
@@ -56,6 +57,11 @@ bench: install
 	  echo "== $$name"; \
 	  python -m benchmarks.$$name --json .benchmarks/$$name.json || exit 1; done
 
+docs: install
+	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[docs]"
+	@NO_MKDOCS_2_WARNING=1 mkdocs build --quiet --strict
+	@echo "site/index.html"
+
 # Real photographs with a real face model, in a workspace of their own:
 #   make portraits DATA=folder/with/photos/and/landmarks.csv FACE_MODEL=model.npz
 WORKSPACE ?= workspaces/portraits
@@ -85,4 +91,4 @@ browser:
 
 clean:
 	rm -rf artifacts mlruns reconstructions .mien .dvc/cache .dvc/tmp dvc.lock
-	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build site

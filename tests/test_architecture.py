@@ -145,7 +145,7 @@ def test_test_paths_mirror_the_source(repository: Path) -> None:
     lost = []
     for path in sorted((repository / "tests").rglob("test_*.py")):
         relative = path.relative_to(repository / "tests")
-        if relative.as_posix() in whole or relative.parts[0] in ("benchmarks", "faults", "fuzz"):
+        if relative.as_posix() in whole or relative.parts[0] in ("benchmarks", "docs", "packaging", "faults", "fuzz"):
             continue
         name = relative.name.removeprefix("test_").removesuffix(".py")
         folder = repository / relative.parent
