@@ -20,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help install run pipeline test lint format bench docs portraits landmarks browser clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -n 3
+	@sed -n 's/^# //p' Makefile | head -n 4
 
 # The stamp is written last, so that an installation that broke off is done again.
 $(VENV)/installed: pyproject.toml constraints.txt
