@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -22,9 +22,18 @@ from flows.console import (
 EXAMPLES = examples(
     "mien reconstruct photo.jpg -o faces",
     "mien reconstruct 'trip/**/*.jpg' -o faces --outputs glb,obj,ply,depth,normals,sheet",
-    "mien reconstruct a.jpg b.jpg -o ann --refine --same-person",
+    "mien reconstruct film.mp4 -o faces --outputs glb,csv,overlay",
+    "mien reconstruct a.jpg b.jpg c.jpg -o ann --same-person",
+    "mien reconstruct people/ -o faces --folder-per-person",
+    "mien reconstruct photo.jpg -o faces --checkpoint run1/artifacts/refusion --checkpoint run2/artifacts/refusion",
     "mien reconstruct photo.jpg -o faces --json",
 )
+
+
+class Aggregation(StrEnum):
+    """How the photos of a person are put together."""
+
+    MEAN, ANALYTIC, LEARNED = "mean", "analytic", "learned"
 
 
 class WhichFaces(StrEnum):
@@ -35,7 +44,7 @@ class WhichFaces(StrEnum):
 
 def reconstruct(
     photos: Annotated[
-        list[Path], typer.Argument(help="Photos, folders of photos, or patterns in quotes.", show_default=False)
+        list[Path], typer.Argument(help="Photos, films, folders, or patterns in quotes.", show_default=False)
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything that is written.")],
     outputs: Annotated[
@@ -48,7 +57,8 @@ def reconstruct(
         WhichFaces, typer.Option(help="All faces of a photo, or the largest that is sure.")
     ] = WhichFaces.ALL,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights of a training stage; default: the registry's champion.")
+        list[Path] | None,
+        typer.Option(help="Weights of a training stage; several answer together; default: the registry's champion."),
     ] = None,
     landmarks: Annotated[
         Path | None, typer.Option(help="CSV with columns file, x0, y0 … x67, y67: use these points, detect the others.")
@@ -60,49 +70,68 @@ def reconstruct(
         int | None, typer.Option(min=0, help="Steps by the photo itself; 0: landmarks only; default: 120.")
     ] = None,
     same_person: Annotated[
-        bool, typer.Option("--same-person", help="All photos show one person: refine one identity for all of them.")
+        bool, typer.Option("--same-person", help="All photos show one person: one identity, and how sure it is.")
     ] = False,
+    folder_per_person: Annotated[
+        bool, typer.Option("--folder-per-person", help="The same for every folder, or every folder in one.")
+    ] = False,
+    aggregate: Annotated[
+        Aggregation | None,
+        typer.Option(help="How photos of a person are put together; default: analytic.", show_default=False),
+    ] = None,
     texture_size: Annotated[int, typer.Option(min=16, max=8192, help="Side of the skin's picture in pixels.")] = 1024,
+    smooth: Annotated[bool, typer.Option(help="Films: steady expression and pose by the One-Euro filter.")] = True,
     device: DeviceOption = "auto",
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
 ) -> None:
-    """Turn photos into 3D faces: GLB with 52 ARKit shapes, OBJ, PLY, coefficients, camera, overlay, depth, normals."""
+    """Turn photos and films into 3D faces: GLB with ARKit's shapes, OBJ, PLY, coefficients, cameras, pictures."""
     answer = Answer(as_json=as_json, quiet=quiet, verbose=verbose)
     with command("reconstruct", workspace):
-        for option, given in (("--refine-steps", refine_steps is not None), ("--same-person", same_person)):
-            if given and not refine:
-                raise ValueError(f"{option} says how to refine, but --refine is missing; add it")
+        if refine_steps is not None and not refine:
+            raise ValueError("--refine-steps says how to refine, but --refine is missing; add it")
+        together = same_person or folder_per_person
+        if aggregate is not None and not together:
+            raise ValueError("--aggregate is about photos of one person; add --same-person or --folder-per-person")
+        if same_person and folder_per_person:
+            raise ValueError("--same-person and --folder-per-person exclude each other; give one")
         from tasks.artifacts import Workspace
+        from tasks.photo_sets import photos_by_person
         from tasks.reconstruct import ReconstructionError, Refinement, Report, reconstruct_photos
+        from tasks.reconstruct_persons import reconstruct_persons
 
         refinement = None
         if refine:
             steps = {} if refine_steps is None else {"photo_steps": refine_steps}
-            refinement = Refinement(same_person=same_person, **steps)
+            refinement = Refinement(same_person=together, **steps)
 
         def tell(report: Report) -> None:
             for face in report.faces:
-                answer.say_more(f"{face['photo']}: face {face['face']}, score {face['score']}, box {face['box_px']}")
+                about = ", ".join(f"{key} {face[key]}" for key in ("score", "box_px", "frames") if key in face)
+                answer.say_more(f"{face['photo']}: face {face['face']}, {about}")
             answer.files(report.files, faces=report.faces, failed=report.failed)
 
         try:
             with answer.progress("photos") as progress:
-                report = reconstruct_photos(
-                    photos,
-                    out,
-                    workspace=Workspace(workspace),
-                    checkpoint=checkpoint,
-                    landmarks=landmarks,
-                    refinement=refinement,
-                    outputs=outputs,
-                    which=faces.value,
-                    device=device,
-                    texture_px=texture_size,
-                    progress=progress,
-                )
+                common: dict[str, Any] = {
+                    "workspace": Workspace(workspace),
+                    "checkpoint": checkpoint,
+                    "landmarks": landmarks,
+                    "refinement": refinement,
+                    "outputs": outputs,
+                    "which": faces.value,
+                    "device": device,
+                    "texture_px": texture_size,
+                    "smooth": smooth,
+                    "progress": progress,
+                    "aggregate": (aggregate or Aggregation.ANALYTIC).value if together else None,
+                }
+                if folder_per_person:
+                    report = reconstruct_persons(photos_by_person(photos), out, **common)
+                else:
+                    report = reconstruct_photos(photos, out, **common)
         except ReconstructionError as error:
             if error.report is not None:
                 tell(error.report)

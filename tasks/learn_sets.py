@@ -125,7 +125,7 @@ def learn_set_confidence(
 
 
 def _coefficients(reconstructor: Reconstructor, state: Tensor) -> FaceCoefficients:
-    identity, expression, pose = state.split(reconstructor.encoder.sizes, 1)
+    identity, expression, pose = torch.split(state, list(reconstructor.encoder.sizes), 1)
     rotation, translation = reconstructor.pose(pose)
     return FaceCoefficients(
         identity=identity,

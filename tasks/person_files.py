@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import matplotlib
 import numpy as np
@@ -40,7 +40,10 @@ PERSON = "person"
 class FaceOfPhoto(Protocol):
     """A face with the stem of its files, as `mien reconstruct` keeps it."""
 
-    face: PhotoFace
+    @property
+    def face(self) -> PhotoFace:
+        """What was found."""
+        ...
 
     @property
     def stem(self) -> str:
@@ -94,7 +97,7 @@ def write_person(person: PersonFace, folder: Path, model: MorphableModel, *, ste
     try:
         write_json(scratch / names[0], {**person.document(), "face_model": model.stamp()})
         write_measured_ply(scratch / names[1], vertices.numpy(), model, uncertainty.numpy())
-        arrays = {
+        arrays: dict[str, Any] = {
             "vertices_mm": vertices.numpy(),
             "triangles": model.triangles.numpy(),
             "uncertainty_mm": uncertainty.numpy(),

@@ -19,12 +19,15 @@ from models.reconstruction.photos import PhotoFace, Which, join_batches
 from models.types import FaceCoefficients, map_tensors, to_device
 from tasks.annotations import AnnotationError, Annotations, read_landmark_table
 from tasks.artifacts import Workspace
-from tasks.face_reader import FaceReader, chosen_device, open_champion, open_checkpoint
+from tasks.ensembles import open_reader
+from tasks.face_reader import FaceReader, chosen_device
 from tasks.face_record import FaceRecord, Palette
 from tasks.images import ImageError, Pixels, decode, read_file
 from tasks.outputs import DEFAULT_OUTPUTS, OutputWriter, chosen_outputs
 from tasks.params import load_params
-from tasks.photo_files import UNREADABLE_REMEDY, photo_paths
+from tasks.person_files import fuse_found, write_certainty
+from tasks.photo_files import PHOTO_SUFFIXES, UNREADABLE_REMEDY, photo_paths
+from tasks.video_frames import FILM_SUFFIXES, VideoError
 
 TOGETHER = 16
 """Photos that go through detector and network as one batch …"""
@@ -93,19 +96,25 @@ def reconstruct_photos(
     out: Path,
     *,
     workspace: Workspace,
-    checkpoint: Path | None = None,
+    checkpoint: Path | Sequence[Path] | None = None,
     landmarks: Path | None = None,
     refinement: Refinement | None = None,
+    aggregate: str | None = None,
+    reader: FaceReader | None = None,
     outputs: str | Iterable[str] = DEFAULT_OUTPUTS,
     which: Which = "all",
     device: str = "cpu",
     texture_px: int = TEXTURE_PX,
+    smooth: bool = True,
     progress: Progress | None = None,
 ) -> Report:
-    """Write the chosen outputs of every face of every photo.
+    """Write the chosen outputs of every face of every photo and film.
 
     A folder stands for the photos in it, a pattern for those it matches. The largest face of a photo is called like the
     photo, the next `<photo>-2` and so on. Faults of single photos go to stderr, one line each, and the others go on.
+    `smooth` and what a film yields: see tasks/reconstruct_video.py. `aggregate`: all photos show one person, whose
+    identity is put together so, see models/reconstruction/aggregate.py; files about the person come on top. Several
+    checkpoints answer together. `reader`: what they would open, where it is open already.
     Raises: ReconstructionError at the end if there were any; ValueError or FileNotFoundError if nothing can be done.
     """
     chosen = chosen_outputs(outputs)
@@ -113,21 +122,26 @@ def reconstruct_photos(
     given = Annotations()
     if landmarks is not None:
         read_landmark_table(landmarks, given)
-    found = list(photo_paths(photos))
+    everything = list(photo_paths(photos, suffixes=(*PHOTO_SUFFIXES, *FILM_SUFFIXES)))
+    films = [path for path in everything if path.suffix.lower() in FILM_SUFFIXES]
+    found = [path for path in everything if path not in films]
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file, expected a folder; name another one with --out")
-    where = chosen_device(device)
-    if checkpoint is None:
-        reader = open_champion(params, workspace, device=where)
-    else:
-        reader = open_checkpoint(checkpoint, params, workspace, device=where)
+    if reader is None:
+        reader = open_reader(params, workspace, checkpoint, device=chosen_device(device))
     palette = Palette(reader.reconstructor.model, texture_px=texture_px)
     writer, report = OutputWriter(out, chosen), Report()
+    for film in films:
+        _add_film(film, out, reader, palette, chosen, report, which=which, smooth=smooth, progress=progress)
     done = 0
-    same_person = refinement is not None and refinement.same_person
+    same_person = aggregate is not None or (refinement is not None and refinement.same_person)
     for group in _groups(reader, found, given, report, which="best" if same_person else which, together=same_person):
         for some in _portions(group.faces, refinement):
+            person = None
+            if aggregate is not None and some:
+                some, person = fuse_found(reader.reconstructor, some, method=aggregate)
             faces = some if refinement is None else refine_faces(reader, some, refinement)
+            report.files += write_certainty(reader.reconstructor, faces, out, person=person)
             for one in faces:
                 record = FaceRecord(
                     face=one.face,
@@ -142,13 +156,40 @@ def reconstruct_photos(
         done += group.photos
         if progress is not None:
             progress(done, len(found), len(report.faces))
-    report.files = writer.finish()
+    report.files += writer.finish()
     if report.failed:
-        failed = len(report.failed)
-        others = f"; the others are in {out}" if failed < len(found) else ""
-        photos_failed = f"{failed} of {len(found)} photos" if len(found) > 1 else "the photo"
+        failed, things = len(report.failed), "photos and films" if films else "photos"
+        others = f"; the others are in {out}" if failed < len(everything) else ""
+        photos_failed = f"{failed} of {len(everything)} {things}" if len(everything) > 1 else "the photo"
         raise ReconstructionError(f"{photos_failed} could not be reconstructed, see above{others}", report)
     return report
+
+
+def _add_film(
+    film: Path,
+    out: Path,
+    reader: FaceReader,
+    palette: Palette,
+    outputs: tuple[str, ...],
+    report: Report,
+    *,
+    which: Which,
+    smooth: bool,
+    progress: Progress | None,
+) -> None:
+    from tasks.reconstruct_video import reconstruct_video
+
+    try:
+        found = reconstruct_video(
+            film, out, reader, palette=palette, outputs=outputs, which=which, smooth=smooth, progress=progress
+        )
+    except (VideoError, OSError) as error:
+        reason = str(error).removeprefix(f"{film.name}: ")
+        report.failed[str(film)] = reason
+        sys.stderr.write(f"{film}: {reason}\n")
+        return
+    report.files += found.files
+    report.faces += [{"photo": str(film), **person} for person in found.persons]
 
 
 def read_face(reader: FaceReader, path: Path, points: np.ndarray | None = None) -> PhotoFace:
@@ -264,7 +305,8 @@ def _groups(
                 yield _Group(kept, seen)
                 kept, seen = [], 0
     kept += look()
-    yield _Group(kept, seen)
+    if seen:
+        yield _Group(kept, seen)
 
 
 def _portions(faces: list[FoundFace], refinement: Refinement | None) -> Iterator[list[FoundFace]]:

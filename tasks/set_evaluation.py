@@ -131,7 +131,7 @@ def draw_sets(person: Tensor, size: int, *, most: int, seed: int = 0) -> tuple[T
     Persons with fewer photos are left out. Sets of a seed are nested: a smaller one begins a larger one.
     """
     sets, owners = [], []
-    for number in person.unique().tolist():
+    for number in sorted(set(person.tolist())):
         places = torch.nonzero(person == number)[:, 0]
         order = places[torch.randperm(len(places), generator=Generator().manual_seed(seed * 100_003 + number))]
         for place in range(min(most, len(order) // size)):
@@ -185,7 +185,8 @@ class SetBench:
         truth = self.neutral[torch.from_numpy(person)][:, self.outer]
         rotation, translation, _ = rigid_alignment(shapes[:, self.outer], truth)
         moved = transform(shapes[:, self.outer], rotation, translation)
-        return torch.linalg.vector_norm(moved - truth, dim=2)
+        found: Tensor = torch.linalg.vector_norm(moved - truth, dim=2)
+        return found
 
 
 def summarize(errors: ShapeErrors) -> dict[str, Any]:

@@ -16,9 +16,11 @@ from models.reconstruction.backbones import load_public_weights
 from models.reconstruction.geometry_branch import LandmarkNoise, SimulatedFaces, simulate_faces
 from models.reconstruction.reconstructor import Reconstructor, ReconstructorSettings, reconstructor_content
 from models.training.loop import LoopSettings, build_fabric, seeded, train
+from models.training.progress import forget_progress
 from models.types import to_device
 from tasks.artifacts import Workspace, replace_folder, save_checkpoint, write_curve, write_json
 from tasks.face_model import load_face_model
+from tasks.learn_sets import SHARED_NOISE, learn_set_confidence
 from tasks.params import Params
 from tasks.tracking import track
 from tasks.train import fingerprint
@@ -51,7 +53,7 @@ def train_geometry(params: Params, workspace: Workspace) -> None:
     identity_embedding = geometry_embedding(model.identity_basis, model.mean).to(fabric.device)
     expression_embedding = geometry_embedding(model.expression_basis, model.mean).to(fabric.device)
 
-    def simulate(count: int, generator: Generator) -> SimulatedFaces:
+    def simulate(count: int, generator: Generator, *, photos_per_person: int = 1) -> SimulatedFaces:
         faces = simulate_faces(
             model,
             count,
@@ -61,6 +63,8 @@ def train_geometry(params: Params, workspace: Workspace) -> None:
             crop_scale=params.validate_labels.crop_scale,
             max_yaw_deg=section.max_yaw_deg,
             generator=generator,
+            photos_per_person=photos_per_person,
+            shared_noise=SHARED_NOISE if photos_per_person > 1 else 0.0,
         )
         return to_device(faces, fabric.device)
 
@@ -130,7 +134,20 @@ def train_geometry(params: Params, workspace: Workspace) -> None:
             progress_folder=workspace.progress("train_geometry"),
             fingerprint=fingerprint(params, "train_geometry", [workspace.folder("train_detector") / "noise.npz"]),
             name="train_geometry",
+            keep_progress=True,
         )
+        sets = None
+        if section.set_steps:
+            sets = learn_set_confidence(
+                reconstructor.eval(),
+                lambda count, size, generator: simulate(count, generator, photos_per_person=size),
+                embedding=identity_embedding,
+                fabric=fabric,
+                steps=section.set_steps,
+                seed=params.project.seed,
+                progress_folder=workspace.progress("train_geometry") / "sets",
+                fingerprint=fingerprint(params, "train_geometry", [workspace.folder("train_detector") / "noise.npz"]),
+            )
         save_checkpoint(folder / "checkpoint.pt", reconstructor_content(reconstructor))
         write_curve(folder / "curve.csv", result.curve)
         metrics = {
@@ -140,9 +157,12 @@ def train_geometry(params: Params, workspace: Workspace) -> None:
             "steps": result.steps,
             "seconds": round(result.seconds, 1),
         }
+        if sets is not None:
+            metrics |= {"set_error_mm": sets.best["set_error_mm"], "set_seconds": round(sets.seconds, 1)}
         write_json(folder / "metrics.json", metrics)
         run.curve(result.curve)
         run.metrics(metrics)
+    forget_progress(workspace.progress("train_geometry"))
 
 
 def reconstructor_settings(params: Params) -> ReconstructorSettings:

@@ -36,7 +36,7 @@ def tiny_params(**sections: Mapping[str, Any]) -> Params:
                 {"kind": "synthetic", "name": "scans", "persons": 4, "labelled": True},
             ]
         },
-        "train_geometry": {"steps": 12, "batch_size": 16, "width": 24, "blocks": 1, "refinements": 1},
+        "train_geometry": {"steps": 12, "batch_size": 16, "width": 24, "blocks": 1, "refinements": 1, "set_steps": 2},
         "train_self_supervised": {
             "init": "train_geometry",
             **training,

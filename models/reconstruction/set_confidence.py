@@ -18,12 +18,10 @@ class SetConfidence(nn.Module):
 
     def __init__(self, *, features: int, identity_size: int, width: int = 64) -> None:
         super().__init__()
-        self.layers = nn.Sequential(
-            nn.LayerNorm(features), nn.Linear(features, width), nn.SiLU(), nn.Linear(width, identity_size)
-        )
-        last = self.layers[-1]
+        last = nn.Linear(width, identity_size)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
+        self.layers = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, width), nn.SiLU(), last)
 
     def forward(self, features: Float[Tensor, "B F"]) -> Float[Tensor, "B I"]:
         """The factors, between e⁻⁴ and e⁴."""

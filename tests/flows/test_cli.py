@@ -270,9 +270,16 @@ def test_an_unknown_stage_lists_the_stages(tmp_path: Path, call: Call) -> None:
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize("option", [("--same-person",), ("--refine-steps", "5")])
-def test_options_of_refinement_need_it(tmp_path: Path, option: tuple[str, ...]) -> None:
-    code, text = invoke("reconstruct", "photo.png", "--out", str(tmp_path / "out"), *option)
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--refine-steps", "5"), "--refine-steps says how to refine, but --refine is missing; add it"),
+        (("--aggregate", "mean"), "--aggregate is about photos of one person; add --same-person or"),
+        (("--same-person", "--folder-per-person"), "--same-person and --folder-per-person exclude each other"),
+    ],
+)
+def test_options_that_need_others_say_so(tmp_path: Path, options: tuple[str, ...], reason: str) -> None:
+    code, text = invoke("reconstruct", "photo.png", "--out", str(tmp_path / "out"), *options)
     assert code == 2
-    assert text.strip() == f"error: {option[0]} says how to refine, but --refine is missing; add it"
+    assert f"error: {reason}" in " ".join(text.split())
     assert not (tmp_path / "out").exists()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from models.face.formats import save_face_model
 from models.face.morphable import MorphableModel
@@ -62,6 +63,19 @@ def test_the_stage_learns_shape_and_leaves_its_checkpoint(workspace: Workspace, 
     ]
     assert reprojection[-1] < 0.3 * reprojection[0]
     assert {"shape", "expression", "rotation", "pose_error_deg"} <= {row["name"] for row in rows}
+    # The head for sets of photos travels with the weights.
+    assert restored.sets is not None
+    assert metrics["set_error_mm"] < metrics["mean_face_mm"]
+    assert restored.set_confidence(torch.rand(2, 68, 2), torch.rand(2, 68)).shape == (2, face.identity_size)
+
+
+def test_sets_are_left_out_where_that_is_wanted(workspace: Workspace, face: MorphableModel) -> None:
+    write_noise(workspace)
+    train_geometry(tiny_params(train_geometry={"set_steps": 0}), workspace)
+    folder = workspace.folder("train_geometry")
+    assert load_reconstructor(load_checkpoint(folder / "checkpoint.pt"), face).sets is None
+    assert "set_error_mm" not in json.loads((folder / "metrics.json").read_text())
+    assert not (workspace.progress("train_geometry") / "state.pt").exists()
 
 
 def test_without_the_detectors_noise_the_missing_stage_is_named(workspace: Workspace) -> None:

@@ -311,3 +311,29 @@ def test_yaw_of_a_simulated_face_moves_its_nose(face: MorphableModel) -> None:
     seen = to_camera_space(points, rotation=rotation, translation=torch.tensor([[0.0, 0.0, 1000.0]]))
     nose = points[0, :, 2].argmax()
     assert seen[0, nose, 0] > points[0, nose, 0]
+
+
+def test_photos_of_a_person_share_identity_and_part_of_the_noise(face: MorphableModel) -> None:
+    def simulate(shared: float) -> SimulatedFaces:
+        return simulate_faces(
+            face,
+            600,
+            expressions=torch.zeros(1, 3),
+            noise=noise_of(0.01),
+            size_px=SIZE_PX,
+            crop_scale=1.4,
+            max_yaw_deg=0.0,
+            generator=torch.Generator().manual_seed(0),
+            photos_per_person=2,
+            shared_noise=shared,
+        )
+
+    for shared in (0.0, 0.5):
+        faces = simulate(shared)
+        assert (faces.identity[::2] == faces.identity[1::2]).all()
+        assert (faces.identity[::2].diff(dim=0).abs().sum(1) > 0).all()
+        assert (faces.rotation[::2] != faces.rotation[1::2]).any()
+        errors = (faces.landmarks - faces.truth).flatten(1)
+        errors = errors - errors.mean(1, keepdim=True)
+        alike = (errors[::2] * errors[1::2]).mean() / errors.square().mean()
+        assert alike == pytest.approx(shared, abs=0.05)
