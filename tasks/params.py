@@ -6,7 +6,6 @@ import warnings
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from models.losses.objective import SOURCE_NEEDS, TERMS
@@ -25,6 +24,7 @@ from tasks.source_params import (
     may_know_persons,
 )
 from tasks.speech_params import EvaluateAnimatorParams, IngestSpeechParams, TrainAnimatorParams
+from tasks.yaml_file import YamlError, read_yaml
 
 
 class ParamsError(ValueError):
@@ -302,15 +302,11 @@ def load_params(path: Path) -> Params:
     Raises: ParamsError if the file is missing, is not YAML or does not fit.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        data = read_yaml(path)
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file; run in a Mien workspace or name one with --workspace") from None
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        line = f" in line {place.line + 1}" if place else ""
-        raise ParamsError(f"{path.name}: not valid YAML{line}; check indentation and brackets") from None
+    except YamlError as error:
+        raise ParamsError(str(error)) from None
     return parse_params(data, name=path.name)
 
 

@@ -31,7 +31,7 @@ from models.face.adapters.basel import ALBEDO_MODES, LICENCE, mode_names
 from models.face.adapters.borrowed_expressions import BORROWED, borrow_expressions
 from models.face.adapters.feature_parts import feature_parts
 from models.face.adapters.landmarks import Places, read_landmarks
-from models.face.adapters.matlab_file import UNREADABLE
+from models.face.adapters.matlab_file import UNREADABLE, read_dataset
 from models.face.adapters.partial_landmarks import complete_landmarks
 from models.face.adapters.principal_modes import (
     albedo_from_vector,
@@ -148,7 +148,9 @@ def _array(group: Any, name: str, *, columns: int | None = None) -> np.ndarray |
     dataset = group.get(name)
     if not isinstance(dataset, h5py.Dataset):
         return None
-    return np.asarray(dataset[:, :columns] if columns is not None and dataset.ndim == 2 else dataset[()])
+    if columns is None or dataset.ndim != 2:
+        return read_dataset(dataset)
+    return read_dataset(dataset, columns=columns)
 
 
 def _text(file: Any, name: str) -> str | None:

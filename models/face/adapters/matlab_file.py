@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 import zlib
 from collections.abc import Sequence
@@ -12,6 +13,9 @@ import h5py
 import numpy as np
 import scipy.io
 from scipy.io.matlab import MatReadError
+
+MAX_BYTES = 2**30
+"""Of one array; those of the Basel models have an eighth of that."""
 
 UNREADABLE = (
     *(OSError, ValueError, TypeError, KeyError, IndexError, EOFError, NotImplementedError, RuntimeError, MemoryError),
@@ -54,7 +58,19 @@ def read_matlab(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
 def _version_73(path: Path, names: Sequence[str]) -> dict[str, Any]:
     with h5py.File(path, "r") as file:
         # MATLAB's columns come first in HDF5.
-        return {name: np.asarray(file[name][()]).T for name in names if isinstance(file.get(name), h5py.Dataset)}
+        return {name: read_dataset(file[name]).T for name in names if isinstance(file.get(name), h5py.Dataset)}
+
+
+def read_dataset(dataset: h5py.Dataset, *, columns: int | None = None) -> np.ndarray:
+    """The values of an HDF5 dataset, or the first `columns` of a matrix.
+
+    Raises: ValueError if they are more than a face model can have: values that were never written cost a file nothing.
+    """
+    shape = dataset.shape if columns is None else (dataset.shape[0], min(columns, dataset.shape[1]))
+    size = math.prod(shape or ()) * dataset.dtype.itemsize
+    if size > MAX_BYTES:
+        raise ValueError(f"{dataset.name} claims {size} bytes, expected at most {MAX_BYTES}")
+    return np.asarray(dataset[()] if columns is None else dataset[:, :columns])
 
 
 def _damaged(path: Path, error: BaseException) -> ValueError:

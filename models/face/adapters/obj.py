@@ -86,7 +86,8 @@ def _numbers(lines: list[bytes], key: bytes, path: Path, *, widths: tuple[int, .
     try:
         values = np.array([token for token in tokens if token != key]).astype(np.float64)
     except ValueError as error:
-        raise ValueError(f"{path}: lines `{key.decode()}` hold something else than numbers ({error})") from None
+        reason = " ".join(str(error).split())[:100]
+        raise ValueError(f"{path}: lines `{key.decode()}` hold something else than numbers ({reason})") from None
     values = values.reshape(len(rows), width - 1)
     if not np.isfinite(values).all():
         row = int(np.flatnonzero(~np.isfinite(values).all(1))[0])
