@@ -183,6 +183,7 @@ def fit(
         photos_per_person={source.source: source.photos_per_person for source in section.sources},
         learner=learner,
         warmup_steps=section.identity_warmup_steps,
+        steps=section.steps,
     )
     result = train(
         trainee.fabric,

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from models.face.camera import angles_from_rotation
 from models.losses.identity import frontal_neutral_weight
 from models.losses.likelihood import mirror_partners
-from models.losses.objective import TERMS, Step, objective
+from models.losses.objective import LAST_SHARES, TERMS, Step, objective
 from models.reconstruction.confidence import ConfidenceNetwork
 from models.reconstruction.geometry_branch import GeometryBranch
 from models.reconstruction.reconstructor import Reconstructor, reconstructor_content
@@ -163,13 +163,14 @@ def build_step(
     photos_per_person: Mapping[str, int] | None = None,
     learner: Learner | None = None,
     warmup_steps: int = 0,
+    steps: int = 0,
 ) -> tuple[Load, StepLoss]:
     """What loads a step's batch, and its loss.
 
     `counts` says how many faces of each source a batch holds; a source in `photos_per_person` has so many of each
     person among them. The batch is cut into `accumulate` portions for each process; what they find adds up to what
     the whole batch would have found, whatever the number of portions. The losses of persons grow to their weights over
-    `warmup_steps`, counted by the learner's memory.
+    `warmup_steps`, counted by the learner's memory; priors that guide the beginning fall over the `steps` of a stage.
     """
     fabric, reconstructor, crops = trainee.fabric, trainee.reconstructor, trainee.crops
     learner = learner or build_learner(trainee, losses)
@@ -229,10 +230,11 @@ def build_step(
         warmth = 1.0
         if learner.memory is not None and warmup_steps:
             warmth = min(1.0, (int(learner.memory.steps) + 1) / warmup_steps)
+        done = min(1.0, int(learner.steps) / steps) if steps else 0.0
         for batch in batches:
             count, terms = len(batch.image), losses[batch.source]
             step = trainee.step(batch, _part(coefficients, start, start + count), learner)
-            value, means = objective(step, _warmed(terms, warmth))
+            value, means = objective(step, _annealed(_warmed(terms, warmth), done))
             if torch.is_grad_enabled():
                 step.note(terms)
             total = total + value * (count / batch_size)
@@ -249,6 +251,13 @@ def _warmed(terms: Mapping[str, float], warmth: float) -> Mapping[str, float]:
     if warmth >= 1.0:
         return terms
     return {name: weight * warmth if "person" in TERMS[name].needs else weight for name, weight in terms.items()}
+
+
+def _annealed(terms: Mapping[str, float], done: float) -> Mapping[str, float]:
+    """The weights when that share of a stage is done, see `LAST_SHARES`."""
+    if not LAST_SHARES.keys() & terms.keys():
+        return terms
+    return {name: weight * (1.0 + done * (LAST_SHARES.get(name, 1.0) - 1.0)) for name, weight in terms.items()}
 
 
 def encode(

@@ -22,6 +22,13 @@ from models.losses.geometry import align_scan, normal_distance, vertex_distance
 from models.losses.identity import center_distance, distribution, frontal_neutral_weight, separation
 from models.losses.image import landmark_distance, photo_distance
 from models.losses.likelihood import FLIPPED_WEIGHT, laplacian_likelihood
+from models.losses.priors import (
+    albedo_variance,
+    asymmetry_basis,
+    attended_photo_distance,
+    skin_attention,
+    symmetry_distance,
+)
 from models.reconstruction.confidence import ConfidenceNetwork
 from models.rendering.render import render
 from models.rendering.shade import vertex_normals
@@ -115,6 +122,17 @@ def _photo(step: Step, seen: Tensor) -> Tensor:
     return photo_distance(step.batch.image, drawn.image, mask=drawn.mask & step.batch.mask)
 
 
+def _skin_photo(step: Step) -> Tensor:
+    """The photo where it shows this face's skin, see `skin_attention`."""
+    drawn = step.draw(step.seen)
+    attention = skin_attention(step.batch.image, drawn.mask & step.batch.mask)
+    return attended_photo_distance(step.batch.image, drawn.image, attention=attention)
+
+
+def _symmetry(step: Step) -> Tensor:
+    return symmetry_distance(step.coefficients.identity, asymmetry_basis(step.model).to(step.vertices))
+
+
 def _landmark(step: Step, seen: Tensor) -> Tensor:
     points = project(step.model.landmarks(seen), step.batch.camera)
     return landmark_distance(points, step.batch.landmarks, confidence=step.batch.confidence, camera=step.batch.camera)
@@ -199,8 +217,17 @@ TERMS: dict[str, Term] = {
     "expression_prior": Term(lambda step: squared_norm(step.coefficients.expression)),
     "albedo_prior": Term(lambda step: squared_norm(step.coefficients.albedo)),
     "light_prior": Term(lambda step: light_chroma(step.coefficients.lighting)),
+    "skin_photo": Term(_skin_photo),
+    "albedo_variance": Term(
+        lambda step: albedo_variance(step.model.albedo(step.coefficients.albedo), step.model.part("skin"))
+    ),
+    "symmetry": Term(_symmetry),
 }
 """Every loss that `params.yaml` may name: L1 to L6 of method A in this order, those of method D, then the priors."""
+
+
+LAST_SHARES = {"symmetry": 0.2}
+"""Share of their weight that priors end with, falling evenly over a stage: early they guide, late the photo knows."""
 
 
 def objective(step: Step, weights: Mapping[str, float]) -> tuple[Float[Tensor, ""], dict[str, Float[Tensor, ""]]]:

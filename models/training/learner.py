@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from models.reconstruction.confidence import ConfidenceNetwork
@@ -16,6 +17,8 @@ class Learner(nn.Module):
     To whoever runs it, it is the encoder.
     """
 
+    steps: Tensor
+
     def __init__(
         self, encoder: nn.Module, *, memory: PersonMemory | None = None, confidence: ConfidenceNetwork | None = None
     ) -> None:
@@ -23,13 +26,15 @@ class Learner(nn.Module):
         self.encoder = encoder
         self.memory = memory
         self.confidence = confidence
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def forward(self, image: Tensor, landmarks: Tensor, confidence: Tensor) -> Any:
         """What the encoder gives."""
         return self.encoder(image, landmarks, confidence)
 
     def settle(self) -> None:
-        """End a step, see `PersonMemory.settle`."""
+        """End a step and count it, see `PersonMemory.settle`."""
+        self.steps += 1
         if self.memory is not None:
             self.memory.settle()
 
