@@ -19,7 +19,7 @@ class BuildWithShipped(build_py):
         super().run()
         if self.editable_mode:
             return
-        root, target = Path(__file__).resolve().parent, Path(self.build_lib) / "tasks" / "shipped"
+        root, target = Path(__file__).resolve().parent, Path(self.build_lib) / "tasks" / "shipped_files"
         shutil.rmtree(target, ignore_errors=True)
         for pattern in SHIPPED:
             for source in sorted(root.glob(pattern)):

@@ -7,5 +7,5 @@ from pathlib import Path
 CODE = Path(__file__).resolve().parent.parent
 """Where flows/, tasks/ and models/ lie: the checkout, or where pip installed them."""
 
-SHIPPED = CODE if (CODE / "params.yaml").is_file() else Path(__file__).with_name("shipped")
+SHIPPED = CODE if (CODE / "params.yaml").is_file() else Path(__file__).with_name("shipped_files")
 """The checkout itself; where pip installed Mien a folder of this package, which `setup.py` fills."""
