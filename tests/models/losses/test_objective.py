@@ -257,3 +257,25 @@ def test_the_likelihood_sees_the_skin_and_its_mirror_image(face: MorphableModel)
     found.sum().backward()
     assert step.confidence.head.bias.grad is not None
     assert (step.confidence.head.bias.grad.abs() > 0).all()
+
+
+def test_priors_of_symmetry_and_skin_reach_what_they_are_about(face: MorphableModel) -> None:
+    coefficients = predicted()
+    for values in (coefficients.identity, coefficients.albedo, coefficients.lighting):
+        values.requires_grad_()
+    step = step_of(face, coefficients, labelled=False)
+    reached = {
+        "symmetry": (True, False, False),
+        "albedo_variance": (False, True, False),
+        "skin_photo": (True, True, True),
+    }
+    for name, expected in reached.items():
+        value, _ = objective(step, {name: 1.0})
+        assert value > 0.0
+        found = torch.autograd.grad(
+            value,
+            (coefficients.identity, coefficients.albedo, coefficients.lighting),
+            allow_unused=True,
+            retain_graph=True,
+        )
+        assert tuple(one is not None and bool(one.abs().max() > 0) for one in found) == expected, name
