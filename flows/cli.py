@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from flows import animate, deployments, export, landmarks, reconstruct
+from flows import animate, deployments, export, landmarks, reconstruct, verify
 from flows.console import JsonOption, WorkspaceOption, command, examples, settings
 from flows.demo import EXAMPLES as DEMO_EXAMPLES
 from flows.demo import demo
@@ -43,6 +43,7 @@ app.command(epilog=reconstruct.EXAMPLES)(reconstruct.reconstruct)
 app.command(epilog=landmarks.EXAMPLES)(landmarks.landmarks)
 app.command(epilog=animate.EXAMPLES)(animate.animate)
 app.command(epilog=export.EXAMPLES)(export.export)
+app.command(epilog=verify.EXAMPLES)(verify.verify)
 app.command(epilog=deployments.SERVE_EXAMPLES)(deployments.serve)
 app.command(epilog=deployments.DEPLOY_EXAMPLES)(deployments.deploy)
 app.command(epilog=deployments.MONITOR_EXAMPLES)(deployments.monitor)
@@ -120,6 +121,8 @@ def status(workspace: WorkspaceOption = Path(), as_json: JsonOption = False) -> 
     with command("status", workspace):
         _require_workspace(workspace)
         allow_without_git(workspace)
+        # Prefect warns where its folder has to be made with what lies above it.
+        (workspace / ".mien").mkdir(exist_ok=True)
         from flows.status import last_evaluation, show_status, stage_states
 
         if as_json:

@@ -64,6 +64,25 @@ def validate_glb(path: Path) -> dict[str, Any]:
 
 def play_glb(path: Path, times_s: list[float], scratch: Path) -> tuple[dict[str, Any], list[PlayedFrame]]:
     """Load a GLB with three.js in headless Chromium, play its animation, and return what is seen at some times."""
+    times = ",".join(f"{time:g}" for time in times_s)
+    answer = show_page("player.html", f"times={times}", path, scratch)
+    frames = [PlayedFrame(frame["weights"], _pixels(frame["picture"])) for frame in answer["frames"]]
+    return answer, frames
+
+
+def pose_glb(
+    path: Path, poses: list[str], scratch: Path, *, more: str = ""
+) -> tuple[dict[str, Any], list[np.ndarray]]:  # fmt: skip
+    """Load a GLB with three.js in headless Chromium, set its morph targets, and return what is seen.
+
+    A pose is `jawOpen:1,mouthClose:0.5`, or `worn` for the weights in the file; `more` goes into the address.
+    """
+    answer = show_page("morphs.html", f"poses={';'.join(poses)}{more}", path, scratch)
+    return answer, [_pixels(picture) for picture in answer["pictures"]]
+
+
+def show_page(page: str, query: str, path: Path, scratch: Path) -> dict[str, Any]:
+    """Open a page of tests/browser with a GLB, and return what it reports."""
     folder = node_packages("three")
     browser = next((found for name in BROWSERS if (found := shutil.which(name))), None)
     if browser is None:
@@ -90,12 +109,11 @@ def play_glb(path: Path, times_s: list[float], scratch: Path) -> tuple[dict[str,
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler)) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        times = ",".join(f"{time:g}" for time in times_s)
-        page = f"http://127.0.0.1:{server.server_address[1]}/player.html?file=/face.glb&times={times}"
+        address = f"http://127.0.0.1:{server.server_address[1]}/{page}?file=/face.glb&{query}"
         flags = ["--headless=new", "--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
         with (scratch / "browser.log").open("w") as log:
             process = subprocess.Popen(
-                [browser, *flags, f"--user-data-dir={scratch / 'profile'}", page],
+                [browser, *flags, f"--user-data-dir={scratch / 'profile'}", address],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -113,8 +131,7 @@ def play_glb(path: Path, times_s: list[float], scratch: Path) -> tuple[dict[str,
     assert came, (scratch / "browser.log").read_text()[-2000:]
     (answer,) = received
     assert "error" not in answer, answer["error"]
-    frames = [PlayedFrame(frame["weights"], _pixels(frame["picture"])) for frame in answer["frames"]]
-    return answer, frames
+    return answer
 
 
 def _pixels(address: str) -> np.ndarray:
