@@ -137,6 +137,31 @@ def fusion(
         _run(experiment, params, workspace, out, variants, image_only=image_only, seeds=seeds, dry_run=dry_run)
 
 
+@app.command()
+def priors(
+    workspace: WorkspaceOption = Path(),
+    seeds: SeedsOption = 3,
+    out: OutOption = None,
+    variants: VariantsOption = None,
+    steps_factor: FactorOption = 1.0,
+    settings: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """The three stages with priors of symmetry and skin, and without."""
+    with _prepared(workspace, settings, steps_factor, False) as params:
+        from tasks.prior_variants import prior_variants
+        from tasks.trials import Experiment
+
+        experiment = Experiment(
+            name="priors",
+            title="What priors of symmetry and skin are worth",
+            variants=tuple(prior_variants(params)),
+            reference="without",
+            headline=("all", "without"),
+        )
+        _run(experiment, params, workspace, out, variants, image_only=False, seeds=seeds, dry_run=dry_run)
+
+
 @contextmanager
 def _prepared(workspace: Path, settings: list[str] | None, factor: float, image_only: bool) -> Iterator[Params]:
     """The parameters of the workspace with the changes asked for, and errors in one line."""
