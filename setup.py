@@ -8,7 +8,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-SHIPPED = ("params.yaml", "dvc.yaml", ".dvcignore", "presets/*.yaml", "mlflow/*.yaml")
+SHIPPED = ("params.yaml", "dvc.yaml", "prefect.yaml", ".dvcignore", "presets/*.yaml", "mlflow/*.yaml", "mlflow/*.json")
 
 
 class BuildWithShipped(build_py):

@@ -32,9 +32,9 @@ def notify(webhook: str, message: Mapping[str, Any]) -> bool:
         return False
 
 
-def tell_failure(flow: Any, run: Any, state: Any) -> None:
+def tell_failure(flow: Any, flow_run: Any, state: Any) -> None:
     """Hook of a flow that failed, crashed or was cancelled: tells the webhook among the run's parameters, if any."""
-    webhook = (run.parameters or {}).get("webhook")
+    webhook = (flow_run.parameters or {}).get("webhook")
     if webhook:
         reason = str(state.message or "no reason given").split("StageError: ")[-1]
         notify(
@@ -42,11 +42,11 @@ def tell_failure(flow: Any, run: Any, state: Any) -> None:
             {
                 "text": f"{flow.name} {state.name.lower()}: {reason}",
                 "flow": flow.name,
-                "run": run.name,
-                "run_id": str(run.id),
+                "run": flow_run.name,
+                "run_id": str(flow_run.id),
                 "state": state.name,
                 "reason": reason,
-                "workspace": str((run.parameters or {}).get("workspace", "")),
+                "workspace": str((flow_run.parameters or {}).get("workspace", "")),
             },
         )
 

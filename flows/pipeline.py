@@ -158,5 +158,5 @@ def _progress(name: str) -> Any:
     """A bar on Prefect's page; gives the function that moves it."""
     from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
-    bar = create_progress_artifact(0.0, description=f"stages of {name} that are up to date")
+    bar = cast(Any, create_progress_artifact(0.0, description=f"stages of {name} that are up to date"))
     return lambda percent: update_progress_artifact(bar, progress=percent)

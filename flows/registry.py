@@ -23,9 +23,6 @@ app = typer.Typer(help="List, promote, roll back and reproduce versions of the m
 ModelOption = Annotated[str, typer.Option(help="reconstructor, animator, or a name in the registry.")]
 VersionArgument = Annotated[str, typer.Argument(help="Number or alias, such as 3 or challenger.", show_default=False)]
 
-SHORT = 12
-"""Characters of a hash on the screen."""
-
 
 @app.command(name="list", epilog=examples("mien registry list", "mien registry list --model animator --json"))
 def list_versions(
@@ -151,7 +148,9 @@ def _show(name: str, rows: list[dict[str, Any]]) -> None:
 
     metrics = sorted({key for row in rows for key in row["metrics"]})
     headings = (key.replace("_", " ").replace(".", "\n", 1) for key in metrics)
-    table = Table("version", "alias", "made", "rules", "again?", "commit", "weights", *headings, title=name)
+    table = Table(title=name)
+    for heading in ("version", "alias", "made", "rules", "repro-\nducible", *headings):
+        table.add_column(heading, overflow="fold")
     for row in rows:
         failed = ", ".join(row["failed_rules"])
         rules = row["promotion"] or "–"
@@ -161,11 +160,9 @@ def _show(name: str, rows: list[dict[str, Any]]) -> None:
         table.add_row(
             str(row["version"]),
             ", ".join(aliases),
-            row["made"][:16].replace("T", " "),
+            row["made"][:10],
             f"{rules}: {failed}" if failed else rules,
             again,
-            (row["commit"] or "–")[:SHORT],
-            (row["weights"] or "–")[:SHORT],
             *(f"{row['metrics'][key]:.4g}" if key in row["metrics"] else "–" for key in metrics),
         )
     Console().print(table)

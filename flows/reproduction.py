@@ -112,9 +112,8 @@ def _lay_out(code: Path, folder: Path, kept: Path, lock: Mapping[str, Any], work
     (place / FILES["lock"]).write_text(yaml.safe_dump({"schema": "2.0", "stages": stages}, sort_keys=False))
     (place / ".dvc").mkdir(exist_ok=True)
     (place / ".dvc" / "config.local").write_text(_configuration(workspace, inside_git=place == code), encoding="utf-8")
-    for name in ("config",):
-        if not (place / ".dvc" / name).is_file():
-            (place / ".dvc" / name).write_text("[core]\n    analytics = false\n", encoding="utf-8")
+    if not (place / ".dvc" / "config").is_file():
+        (place / ".dvc" / "config").write_text("[core]\n    analytics = false\n", encoding="utf-8")
     return place
 
 
@@ -135,7 +134,7 @@ def _configuration(workspace: Path, *, inside_git: bool) -> str:
     from dvc.repo import Repo
 
     with Repo(str(workspace)) as repo:
-        cache, config = repo.cache.local.path, repo.config
+        cache, config = repo.cache.local_cache_dir, repo.config
         lines = ["[cache]", f"    dir = {cache}", "[core]", f"    no_scm = {str(not inside_git).lower()}"]
         if config["core"].get("remote"):
             lines.append(f"    remote = {config['core']['remote']}")
@@ -174,8 +173,8 @@ def _bring(place: Path, outputs: list[str]) -> None:
         )  # fmt: skip
         if answer.returncode == 0:
             return
-    reason = (answer.stderr or answer.stdout).strip().splitlines()[-1]
-    raise StageError(f"DVC has not all of {', '.join(outputs)}: {reason.removeprefix('ERROR: ')}")
+    reason = " ".join((answer.stderr or answer.stdout).split()).removeprefix("ERROR: ")
+    raise StageError(f"DVC has not all of {', '.join(outputs)}: {reason[:300]}")
 
 
 def _train(stage: str, place: Path, code: Path) -> None:

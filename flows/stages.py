@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from flows.failures import failure_path
 from flows.locks import alone
+from flows.run_log import record
 from flows.runners import FANNED_OUT, open_runner
 
 if TYPE_CHECKING:
@@ -100,9 +101,11 @@ def run_stage(name: str, workspace: Path) -> None:
                 raise
             # What the stage says counts; all that is lost is what the page would show.
             print(f"[{name}] Prefect's server was lost ({type(error).__name__})", flush=True)
+    seconds = time.monotonic() - started
+    found = record(workspace, name, seconds=seconds, error=errors[0] if errors else None)
     if errors:
         raise errors[0]
-    print(f"[{name}] done in {time.monotonic() - started:.1f} s", flush=True)
+    print(f"[{name}] done in {seconds:.1f} s{f': {found}' if found else ''}", flush=True)
 
 
 def _call(name: str, params: Params, workspace: Workspace) -> None:

@@ -79,6 +79,10 @@ def _write_graph(folder: Path, params: Params) -> None:
         for path in (params.face_model.path, params.face_model.landmarks):
             if path is not None:
                 stage["deps"].append(str(path))
+    for plot in graph.get("plots", ()):
+        options = next(iter(plot.values())) if isinstance(plot, dict) else {}
+        if "template" in options:
+            options["template"] = str(SHIPPED / options["template"].removeprefix(prefix))
     for stage, sources in (("ingest", params.ingest.sources), ("ingest_speech", params.ingest_speech.sources)):
         graph["stages"][stage]["deps"] += [
             str(path)

@@ -29,6 +29,7 @@ MAX_METRICS_PER_BATCH = 1000
 """The server refuses larger batches."""
 
 MAX_PARAMS_PER_BATCH = 100
+SYSTEM_INTERVAL_S = 10.0
 MAX_VALUE_LENGTH = 6000
 
 SHARED_SECTIONS = ("project", "face_model")
@@ -108,7 +109,8 @@ def track(params: Params, workspace: Workspace, stage: str) -> Iterator[TrackedR
     tags |= code_version() | data_versions(workspace, stage)
     with _told(tracking_uri(params, workspace)):
         _end_abandoned(client, experiment_id, tags)
-    with _told(tracking_uri(params, workspace)), _open_run(client, experiment_id, stage, tags) as run:
+    uri = tracking_uri(params, workspace)
+    with _told(uri), _open_run(client, experiment_id, stage, tags) as run, _watched(run, uri):
         run.params(stage_parameters(params, stage))
         yield run
 
@@ -299,6 +301,19 @@ def _terminate(client: MlflowClient, run_id: str, status: str) -> None:
         # What went wrong before is the news, not that a lost server cannot be told of it.
         if status == "FINISHED":
             raise
+
+
+@contextmanager
+def _watched(run: TrackedRun, uri: str) -> Iterator[None]:
+    """Log what the machine does meanwhile: processor, memory, disk, network, GPU, every `SYSTEM_INTERVAL_S` seconds."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run.run_id, sampling_interval=SYSTEM_INTERVAL_S, tracking_uri=uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
 
 
 def _found_run(client: MlflowClient, experiment_id: str, run_id: str) -> Run | None:

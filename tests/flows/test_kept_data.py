@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,8 +14,9 @@ from flows.kept_data import kept_data
 from flows.workspace import create_workspace, preset_path
 from tasks.artifacts import STAGES
 from tasks.provenance import read_lock
+from tests.local_servers import object_store
 
-WANTED = ("artifacts/refusion", "artifacts/ingest")
+WANTED = ("artifacts/refusion", "artifacts/register")
 
 
 def dvc(folder: Path, *arguments: str) -> str:
@@ -66,19 +66,9 @@ def workspace(finished: Path, tmp_path: Path) -> Path:
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """Address of a server on this machine that speaks S3, with a bucket `mien`."""
-    server = pytest.importorskip("moto.server", reason="needs moto and dvc-s3: pip install -e '.[dev,s3]'")
-    boto3 = pytest.importorskip("boto3")
-    pytest.importorskip("dvc_s3")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    running = server.ThreadedMotoServer(ip_address="127.0.0.1", port=port, verbose=False)
-    running.start()
-    address = f"http://127.0.0.1:{port}"
-    keys = {"aws_access_key_id": "mien", "aws_secret_access_key": "secret", "region_name": "us-east-1"}
-    boto3.client("s3", endpoint_url=address, **keys).create_bucket(Bucket="mien")
-    yield address
-    running.stop()
+    pytest.importorskip("dvc_s3", reason="needs the extra team-test")
+    with object_store("mien") as address:
+        yield address
 
 
 def test_the_cache_counts_where_there_is_no_remote(workspace: Path) -> None:

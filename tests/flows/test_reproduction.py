@@ -26,7 +26,7 @@ stages:
     params: [project]
     outs: [artifacts/ingest]
   refusion:
-    cmd: python -m tasks.train
+    cmd: python tasks/train.py
     deps: [artifacts/ingest, ./tasks/train.py]
     params: [project, refusion]
     outs: [artifacts/refusion]

@@ -14,6 +14,7 @@ import pytest
 
 from flows.environment import prepare
 from flows.server import prefect_server
+from tests.local_servers import postgres
 
 
 def answers(address: str) -> bool:
@@ -81,3 +82,29 @@ def test_settings_of_the_user_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     prepare(tmp_path)
     assert os.environ["PREFECT_HOME"] == "/somewhere"
     assert os.environ["DO_NOT_TRACK"] == "true"
+
+
+@pytest.mark.slow
+def test_the_server_runs_on_postgresql(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from prefect import flow
+    from prefect.client.orchestration import get_client
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    @flow
+    def seven() -> int:
+        return 7
+
+    with postgres("prefect") as database:
+        monkeypatch.delenv("PREFECT_API_URL", raising=False)
+        monkeypatch.setenv("PREFECT_HOME", str(tmp_path / "prefect"))
+        monkeypatch.setenv("PREFECT_SERVER_DATABASE_CONNECTION_URL", f"postgresql+asyncpg://{database}/prefect")
+        with (
+            prefect_server(tmp_path, scheduler=True) as address,
+            temporary_settings({PREFECT_API_URL: address}),
+            get_client(sync_client=True) as client,
+        ):
+            assert seven() == 7
+            (run,) = client.read_flow_runs()
+            assert run.state is not None
+            assert run.state.is_completed()
+    assert not (tmp_path / "prefect" / "prefect.db").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -171,3 +172,15 @@ def test_a_checkout_keeps_git(tmp_path: Path) -> None:
     (tmp_path / ".git").mkdir()
     allow_without_git(tmp_path)
     assert not (tmp_path / ".dvc" / "config.local").exists()
+
+
+def test_the_template_of_curves_is_found_from_any_workspace(tmp_path: Path) -> None:
+    create_workspace(tmp_path / "w", preset=preset_path("smoke"))
+    plots = read_yaml(tmp_path / "w" / "dvc.yaml")["plots"]
+    templates = {options["template"] for plot in plots if isinstance(plot, dict) for options in plot.values()}
+    (template,) = templates
+    content = json.loads(Path(template).read_text(encoding="utf-8"))
+    assert content["data"] == {"values": "<DVC_METRIC_DATA>"}
+    # Every term has a scale of its own, and commits are told apart.
+    assert content["resolve"]["scale"]["y"] == "independent"
+    assert content["spec"]["encoding"]["color"]["field"] == "rev"

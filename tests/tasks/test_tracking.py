@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -19,6 +27,7 @@ from tasks.tracking import (
     tracking_client,
     tracking_uri,
 )
+from tests.local_servers import free_port, object_store, postgres
 
 SOURCE = {"source": "faces", "share": 1.0, "losses": {"photo": 1.9}}
 TRAINING = {"init": "train_geometry", "steps": 1, "sources": [SOURCE]}
@@ -60,6 +69,21 @@ def test_run_keeps_parameters_curve_and_file(params: Params, workspace: Workspac
     assert sorted(point.step for point in history) == list(range(1100))
     kept = list((workspace.root / "mlruns" / "artifacts").rglob("note.txt"))
     assert [path.read_text() for path in kept] == ["kept"]
+
+
+def test_run_knows_what_the_machine_did(params: Params, workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.tracking.SYSTEM_INTERVAL_S", 0.05)
+    deadline = time.monotonic() + 60.0
+    with track(params, workspace, "train_fused") as run:
+        while time.monotonic() < deadline:
+            found = run.client.get_run(run.run_id).data.metrics
+            if "system/cpu_utilization_percentage" in found:
+                break
+            time.sleep(0.1)
+    found = run.client.get_run(run.run_id).data.metrics
+    assert 0.0 <= found["system/cpu_utilization_percentage"] <= 100.0
+    assert found["system/system_memory_usage_megabytes"] > 10.0
+    assert not [thread for thread in threading.enumerate() if thread.name == "SystemMetricsMonitor"]
 
 
 def test_rounds_are_nested_runs(params: Params, workspace: Workspace) -> None:
@@ -129,3 +153,68 @@ def test_inputs_are_named_by_the_hash_of_dvc(tmp_path: Path) -> None:
 def test_nested_values_become_dotted_names() -> None:
     assert flatten({"a": {"b": 1, "c": {}}, "d": [1, 2], "e": [{"f": None}]}) == {"a.b": 1, "d": [1, 2], "e.0.f": None}
     assert finite({"a": {"b": 1, "c": math.nan, "d": None}, "e": "x", "f": True}) == {"a.b": 1.0}
+
+
+@pytest.mark.slow
+def test_a_team_server_on_postgresql_and_an_object_store(params: Params, tmp_path: Path) -> None:
+    """`mlflow server` as docs/operations.md starts it; runs, files and versions as in a workspace of one's own."""
+    pytest.importorskip("psycopg2", reason="needs the extra team-test")
+    (tmp_path / "note.txt").write_text("kept")
+    with object_store("mlflow") as store, postgres("mlflow") as database:
+        port = free_port()
+        address = f"http://127.0.0.1:{port}"
+        command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ]
+        command += ["--backend-store-uri", f"postgresql://{database}/mlflow", "--artifacts-destination", "s3://mlflow"]
+        keys = {"AWS_ACCESS_KEY_ID": "mien", "AWS_SECRET_ACCESS_KEY": "secret", "MLFLOW_S3_ENDPOINT_URL": store}
+        with (
+            (tmp_path / "log").open("w") as log,
+            subprocess.Popen(
+                command,
+                cwd=tmp_path,
+                env=os.environ | keys,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            ) as server,
+        ):
+            try:
+                wait_until_healthy(address, tmp_path / "log")
+                section = params.register.model_copy(update={"tracking_uri": address})
+                remote, place = params.model_copy(update={"register": section}), Workspace(tmp_path / "workspace")
+                with track(remote, place, "train_fused") as run:
+                    run.metrics({"similarity": 0.75})
+                    run.artifact(tmp_path / "note.txt")
+                run.client.create_registered_model("faces")
+                version = run.client.create_model_version("faces", "nowhere", run_id=run.run_id)
+                run.client.set_registered_model_alias("faces", "champion", version.version)
+                found = tracking_client(remote, place)
+                assert found.get_run(run.run_id).data.metrics["similarity"] == 0.75
+                kept = found.download_artifacts(run.run_id, "note.txt", str(tmp_path / "workspace"))
+                assert Path(kept).read_text() == "kept"
+                assert str(found.get_model_version_by_alias("faces", "champion").version) == "1"
+                assert not (place.root / "mlruns").exists()
+            finally:
+                os.killpg(server.pid, signal.SIGKILL)
+
+
+def wait_until_healthy(address: str, log: Path, seconds: float = 400.0) -> None:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, ConnectionError, TimeoutError):
+            time.sleep(0.3)
+    raise AssertionError(f"no answer from {address}:\n{log.read_text()}")
