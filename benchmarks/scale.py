@@ -107,7 +107,8 @@ def measure(place: Path, count: int, side_px: int) -> list[Row]:
             )
             print(json.dumps(rows[-1]), flush=True)
         if change == "first":
-            sizes = {name: bytes_below(place / name) / count for name in ("photos", "artifacts", ".mien")}
+            folders = {"photos": "photos", "kept": ".mien"} | {stage: f"artifacts/{stage}" for stage in STAGES}
+            sizes = {name: bytes_below(place / below) / count for name, below in folders.items()}
             rows[-1]["bytes_per_photo"] = {name: round(size) for name, size in sizes.items()}
             print(json.dumps(rows[-1]["bytes_per_photo"]), flush=True)
     return rows
