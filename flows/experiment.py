@@ -138,6 +138,31 @@ def fusion(
 
 
 @app.command()
+def identity(
+    workspace: WorkspaceOption = Path(),
+    seeds: SeedsOption = 3,
+    out: OutOption = None,
+    variants: VariantsOption = None,
+    steps_factor: FactorOption = 1.0,
+    settings: SetOption = None,
+    dry_run: DryRunOption = False,
+) -> None:
+    """Stage 3 without and with the losses of persons, and each of them alone."""
+    with _prepared(workspace, settings, steps_factor, False) as params:
+        from tasks.trials import Experiment
+        from tasks.variants import identity_variants
+
+        experiment = Experiment(
+            name="identity",
+            title="What makes faces distinct",
+            variants=tuple(identity_variants(params)),
+            reference="without",
+            headline=("all", "without"),
+        )
+        _run(experiment, params, workspace, out, variants, image_only=False, seeds=seeds, dry_run=dry_run)
+
+
+@app.command()
 def priors(
     workspace: WorkspaceOption = Path(),
     seeds: SeedsOption = 3,

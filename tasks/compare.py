@@ -26,6 +26,10 @@ COLUMNS = {
     "landmark_nme": ("NME, %", 100.0, 2),
     "pose_error_deg": ("pose, °", 1.0, 2),
     "similarity": ("similarity", 1.0, 3),
+    "identity_accuracy": ("same or not, %", 100.0, 1),
+    "identity_auc": ("AUC", 1.0, 3),
+    "identity_rank1": ("own true face nearest, %", 100.0, 1),
+    "distinctness": ("distinctness", 1.0, 3),
 }
 """Numbers of the table: heading, factor, digits."""
 

@@ -16,6 +16,7 @@ from models.face.camera import project, to_camera_space
 from models.face.lighting import ambient_light
 from models.face.morphable import MorphableModel
 from models.landmarks.detector import sigma_from_confidence
+from models.losses.coefficients import geometry_embedding
 from models.reconstruction.fit import fit_face, fit_pose
 from models.reconstruction.photo_fit import refine
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
@@ -27,6 +28,7 @@ from tasks.dataset import load_crops
 from tasks.face_model import load_face_model
 from tasks.fan_out import Spread, serial
 from tasks.held_out_landmarks import measure_held_out
+from tasks.identity_report import identity_metrics, true_shapes
 from tasks.measure import (
     MEASURES,
     Measured,
@@ -119,6 +121,7 @@ def evaluate(params: Params, workspace: Workspace, *, spread: Spread = serial) -
     model.to("cpu")
     tone_deg = person_tone_deg(model, measured[FINAL].coefficients, crops.person.numpy())
     metrics = block_metrics(measured, crops, params.evaluate.yaw_bins_deg, tone_deg)
+    add_identity(metrics, measured, model, crops, truth, params.evaluate.yaw_bins_deg)
     with track(params, workspace, "evaluate") as run, replace_folder(workspace.folder("evaluate")) as folder:
         write_json(folder / "metrics.json", metrics)
         write_table(folder / "samples.parquet", sample_rows(measured, crops, tone_deg), SAMPLE_MEASURES)
@@ -211,6 +214,28 @@ def block_metrics(
         }
         for block, found in measured.items()
     }
+
+
+def add_identity(
+    metrics: dict[str, Any],
+    measured: dict[str, Measured],
+    model: MorphableModel,
+    crops: CropSet,
+    truth: Truth,
+    edges_deg: tuple[float, ...],
+) -> None:
+    """Beside each stage's errors: whether its faces tell persons apart."""
+    embedding = geometry_embedding(model.identity_basis, model.mean)
+    gallery = true_shapes(model, truth, crops)
+    for block, found in measured.items():
+        metrics[block]["identity"] = identity_metrics(
+            found.coefficients.identity,
+            embedding=embedding,
+            person=crops.person.numpy(),
+            yaw_deg=true_yaw_deg(crops),
+            edges_deg=edges_deg,
+            gallery=gallery,
+        )
 
 
 def remembered(metrics: dict[str, Any]) -> dict[str, float]:

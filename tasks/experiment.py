@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from models.face.morphable import MorphableModel
+from models.losses.coefficients import geometry_embedding
 from models.reconstruction.geometry_branch import GeometryBranch
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
 from models.training.data import CropSet
@@ -35,6 +36,7 @@ from tasks.compare import Result, write_comparison
 from tasks.dataset import load_crops
 from tasks.evaluate import predict_mean_face, predict_optimised
 from tasks.face_model import load_face_model
+from tasks.identity_report import identity_metrics, true_shapes
 from tasks.measure import Measured, Predict, Truth, measure_stage, prepare_truth, summarize
 from tasks.params import Params
 from tasks.refusion import best_round, fuse_again, write_rows
@@ -115,6 +117,19 @@ class Bench:
             predict, self.crops, model=self.model, truth=self.truth, batch_size=self.batch_size, device=self.device
         )
 
+    def identity(self, measured: Measured) -> dict[str, float | None]:
+        """Whether the faces tell persons apart; None where nobody was photographed twice."""
+        found = identity_metrics(
+            measured.coefficients.identity,
+            embedding=geometry_embedding(self.model.identity_basis, self.model.mean).cpu(),
+            person=self.crops.person.numpy(),
+            gallery=true_shapes(self.model, self.truth, self.crops),
+            intervals=False,
+        )
+        keys = {"accuracy": "geometry_accuracy", "auc": "geometry_auc", "rank1": "rank1_neutral"}
+        numbers = {f"identity_{name}": found.get(key) for name, key in keys.items()}
+        return {**numbers, "distinctness": found["distinctness"]}
+
 
 def _run_trial(
     trial: Trial, workspace: Workspace, out: Path, bench: Bench, parent: TrackedRun, say: Callable[[str], None]
@@ -142,6 +157,7 @@ def _run_trial(
         measured = bench.measure(_predictor(trial, checkpoint, bench))
         everyone = np.ones(len(bench.crops), dtype=bool)
         summary = summarize(measured, bench.crops.person.numpy(), everyone, intervals=False)
+        summary |= bench.identity(measured)
         run.metrics(finite(summary))
         with replace_file(out / "results" / f"{trial.name}.npz") as temporary:
             arrays: dict[str, Any] = {"moments": measured.moments.numpy(), **measured.values}

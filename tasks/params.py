@@ -171,7 +171,9 @@ class TrainingParams(Section):
     patience: PositiveCount = 5
     """Validations without a better score after which the stage stops; the best weights are kept."""
     identity_warmup_steps: Count = 1000
-    """Steps over which separation, center and distribution grow to their weights. Source: method D.4."""
+    """Steps over which the losses that are about persons grow to their weights. Source: method D.4."""
+    identity_map_steps: Count = 80
+    """Steps that look for the linear map of identities that tells persons apart, before the stage trains."""
     class_rate: Annotated[float, Field(ge=0.0)] = 10.0
     """Learning rate of the directions that separation keeps of persons, relative to that of the network."""
     center_rate: Annotated[float, Field(ge=0.0, le=2.0)] = 1.0

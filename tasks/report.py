@@ -14,8 +14,15 @@ import numpy as np
 from models.face.morphable import MorphableModel
 from models.training.data import CropSet
 from tasks import charts
-from tasks.artifacts import Workspace, read_json, replace_file
+from tasks.artifacts import Workspace, load_checkpoint, read_json, replace_file
 from tasks.face_gallery import ERROR_LIMIT_MM, draw_gallery, draw_overviews
+from tasks.identity_report import (
+    DIFFERENCE_LIMIT_MM,
+    draw_confidence,
+    draw_identities,
+    identity_table,
+    identity_yaw_table,
+)
 from tasks.measure import Measured, Truth
 from tasks.params import Params
 from tasks.report_tables import (
@@ -36,6 +43,9 @@ from tasks.report_tables import (
     yaw_title,
 )
 from tasks.tracking import tracking_uri
+
+FINAL_STAGE = "refusion"
+"""Whose checkpoint holds the network of confidence, where there is one."""
 
 LANDMARK_COLUMNS = ("nme68", "nme51", "nme68_box", "fr8", "fr10", "auc10")
 """Keys of landmarks.json in the table of the report."""
@@ -71,6 +81,12 @@ def write_report(
     """Write report.html and pictures/*.png into the folder of the evaluation."""
     faces, images = draw_gallery(params, workspace, model, crops, truth, measured[FINAL])
     images |= draw_overviews(params, workspace, model, crops, measured[FINAL])
+    content = load_checkpoint(workspace.folder(FINAL_STAGE) / "checkpoint.pt")
+    people = {
+        "identities": draw_identities(params, workspace, model, crops, measured[FINAL]),
+        "confidence": draw_confidence(content, model, crops, measured[FINAL]),
+    }
+    images |= {name: picture for name, picture in people.items() if picture is not None}
     scans = {block: np.concatenate([np.zeros(0), *found.scan]) for block, found in measured.items()}
     drawn = {
         "error_distribution": charts.error_distribution(scans, TITLES),
@@ -100,6 +116,9 @@ def write_report(
             "angles": stage_table(metrics, POSE_COLUMNS),
             "yaw": yaw_table(metrics),
             "tones": tone_table(metrics),
+            "identity": identity_table(metrics),
+            "identity_yaw": identity_yaw_table(metrics),
+            "difference_limit_mm": DIFFERENCE_LIMIT_MM,
             "ablation": ablation,
             "lessons": lesson_table(params),
             "sources": source_table(metrics),

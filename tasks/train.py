@@ -132,6 +132,7 @@ def load_trainee(params: Params, workspace: Workspace, checkpoint: Path, *, sour
         labelled=frozenset(name for name in sources if is_labelled(known[name])),
         shape_weights=weights,
         landmark_branch=copy.deepcopy(reconstructor.encoder.geometry).requires_grad_(False),
+        landmark_map=copy.deepcopy(reconstructor.encoder.identity_map).requires_grad_(False),
         identity_embedding=geometry_embedding(model.identity_basis, model.mean),
         fabric=fabric,
         rasterizer=params.project.rasterizer,
@@ -174,7 +175,14 @@ def fit(
     """
     losses = {source.source: source.losses for source in section.sources}
     counts = split_counts(dict(shares), section.batch_size)
-    learner = build_learner(trainee, losses, center_rate=section.center_rate, confidence_width=section.confidence_width)
+    learner = build_learner(
+        trainee,
+        losses,
+        center_rate=section.center_rate,
+        confidence_width=section.confidence_width,
+        map_steps=section.identity_map_steps,
+        seed=seed,
+    )
     load, loss = build_step(
         trainee,
         losses,
@@ -198,7 +206,12 @@ def fit(
             patience=section.patience,
             seed=seed,
             freeze_batch_norm=section.freeze_batch_norm,
-            rate_factors={"encoder.geometry.": section.geometry_rate, "memory.": section.class_rate},
+            rate_factors={
+                "encoder.geometry.": section.geometry_rate,
+                # Nothing but persons says which way of stretching identities is right.
+                "encoder.identity_map.": 1.0 if learner.memory else 0.0,
+                "memory.": section.class_rate,
+            },
             schedule=section.schedule,
             decay_at=section.decay_at,
             ema_decay=section.ema_decay,

@@ -12,13 +12,14 @@ from lightning.fabric import Fabric
 from torch import Generator, Tensor, nn
 
 from models.face.camera import angles_from_rotation
-from models.losses.identity import frontal_neutral_weight
+from models.losses.identity import INVERSE_VARIANCE, frontal_neutral_weight
 from models.losses.likelihood import mirror_partners
 from models.losses.objective import LAST_SHARES, TERMS, Step, objective
 from models.reconstruction.confidence import ConfidenceNetwork
 from models.reconstruction.geometry_branch import GeometryBranch
 from models.reconstruction.reconstructor import Reconstructor, reconstructor_content
 from models.training.data import CropSet, PersonGroups, draw_chance, draw_indices, draw_persons, make_batch
+from models.training.identity_map import fit_identity_map
 from models.training.learner import Learner
 from models.training.loading import Load
 from models.training.loop import StepLoss
@@ -47,6 +48,8 @@ class Trainee:
     shape_weights: Tensor
     landmark_branch: GeometryBranch
     """The geometry branch as it was at the start, whose reading of the landmarks anchors identity."""
+    landmark_map: nn.Linear
+    """The encoder's map of identities as it was at the start, which that reading passes, too."""
     identity_embedding: Tensor
     """Turns differences of identity into millimetres."""
     fabric: Fabric
@@ -74,12 +77,14 @@ class Trainee:
         """A batch and its prediction with what the loss terms need beside them."""
         with torch.no_grad():
             _, states = self.landmark_branch(self.reconstructor.normalize(batch.landmarks), batch.confidence)
+            identity = states[-1][:, : self.reconstructor.model.identity_size]
+            identity = identity + self.landmark_map(identity)
         return Step(
             model=self.reconstructor.model,
             batch=batch,
             coefficients=coefficients,
             shape_weights=self.shape_weights,
-            landmark_identity=states[-1][:, : self.reconstructor.model.identity_size],
+            landmark_identity=identity,
             identity_embedding=self.identity_embedding,
             rasterizer=self.rasterizer,
             memory=learner.memory if learner else None,
@@ -99,11 +104,14 @@ def build_learner(
     *,
     center_rate: float = 1.0,
     confidence_width: int = 16,
+    map_steps: int = 0,
+    seed: int = 0,
 ) -> Learner:
     """The trainee's encoder with what its losses need beside it, as the checkpoint left it or fresh.
 
     A memory of persons has a row for everyone in the sources whose losses need it. New persons begin where the
-    landmarks say they are, for which no photo has to be looked at.
+    landmarks say they are, for which no photo has to be looked at. Where no person is known yet, and there are
+    `map_steps`, the encoder's map of identities is found first, see `fit_identity_map`.
     Raises: ValueError naming a source of which no person has several photos.
     """
     crops, reconstructor = trainee.crops, trainee.reconstructor
@@ -123,7 +131,7 @@ def build_learner(
         memory = memory.to(trainee.fabric.device)
         memory.number(crops.person_names)
         known = memory.recall(trainee.companions["persons"]) if "persons" in trainee.companions else ()
-        _begin(memory, trainee, photos, known)
+        _begin(memory, trainee, photos, known, map_steps=0 if known else map_steps, seed=seed)
     if "confidence" in needed(losses):
         if "confidence" in trainee.companions:
             confidence = ConfidenceNetwork.load(trainee.companions["confidence"])
@@ -134,10 +142,12 @@ def build_learner(
 
 
 @torch.no_grad()
-def _begin(memory: PersonMemory, trainee: Trainee, photos: Tensor, known: tuple[str, ...]) -> None:
-    """Start persons, and moments where none are known, from what the landmarks alone say of their photos."""
+def _begin(
+    memory: PersonMemory, trainee: Trainee, photos: Tensor, known: tuple[str, ...], *, map_steps: int, seed: int
+) -> None:
+    """Start persons, and map and moments where none are known, from what the landmarks alone say of their photos."""
     crops, reconstructor = trainee.crops, trainee.reconstructor
-    embeddings, identities, weights = [], [], []
+    identities, weights = [], []
     for part in torch.split(photos, 4096):
         landmarks, confidence = (
             values[part].to(trainee.fabric.device) for values in (crops.landmarks, crops.confidence)
@@ -146,12 +156,25 @@ def _begin(memory: PersonMemory, trainee: Trainee, photos: Tensor, known: tuple[
         identity, expression, pose = states[-1].split(reconstructor.encoder.sizes, 1)
         rotation, _ = reconstructor.pose(pose)
         identities.append(identity)
-        embeddings.append(identity @ trainee.identity_embedding)
         weights.append(frontal_neutral_weight(angles_from_rotation(rotation), expression))
     person = crops.person[photos].to(trainee.fabric.device)
-    memory.begin(person, torch.cat(embeddings), torch.cat(weights), known=known)
+    read = torch.cat(identities)
+    if map_steps:
+        layer = reconstructor.encoder.identity_map
+        fit_identity_map(
+            layer,
+            read,
+            person,
+            trainee.identity_embedding,
+            steps=map_steps,
+            inverse_variance=INVERSE_VARIANCE,
+            seed=seed,
+        )
+        trainee.landmark_map.load_state_dict(layer.state_dict())
+    mapped = read + trainee.landmark_map(read)
+    memory.begin(person, mapped @ trainee.identity_embedding, torch.cat(weights), known=known)
     if not known:
-        memory.begin_moments(torch.cat(identities))
+        memory.begin_moments(mapped)
 
 
 def build_step(

@@ -9,6 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from models.face.morphable import MorphableModel
+from models.losses.objective import TERMS
 from models.reconstruction.label_quality import FIT_ERROR_SCALE_MM
 from models.training.data import CropSet
 from tasks.params import Params, TrainingParams
@@ -35,6 +36,8 @@ NOISE_MM = (0.0, 1.0, 2.0, 4.0)
 
 PLAIN_IDENTITY_PRIOR = 3e-4
 """Weight of the squared coefficients of identity where nothing else holds them. Source: method A.5."""
+
+PERSON_TERMS = tuple(name for name, term in TERMS.items() if "person" in term.needs)
 
 LEFT_OUT = "(left out)"
 """Source of crops that no stage draws."""
@@ -164,6 +167,52 @@ def fusion_variants(
             title = f"{ratio}, labels {noise:g} mm off" if noise else f"{ratio}, exact labels"
             variants.append(Variant(name, title, changed, STAGES, LabelChange(noise_mm=noise), line=ratio))
     return variants
+
+
+def identity_variants(params: Params) -> list[Variant]:
+    """The three stages without and with what makes persons distinct, and with each part of it alone."""
+    everything = ("map", *PERSON_TERMS)
+    parts = [("map",), *((term,) for term in PERSON_TERMS if _used(params, term))]
+    return [
+        *_baselines(params)[::2],
+        Variant("without", "no losses of persons", _of_persons(params, ()), STAGES),
+        *(
+            Variant(
+                f"only_{part}",
+                f"only {'the linear map' if part == 'map' else part}",
+                _of_persons(params, (part,)),
+                STAGES,
+            )
+            for (part,) in parts
+        ),
+        Variant("no_map", "all but the linear map", _of_persons(params, PERSON_TERMS), STAGES),
+        Variant("all", "all", _of_persons(params, everything), STAGES),
+    ]
+
+
+def _used(params: Params, term: str) -> bool:
+    return any(term in source.losses for source in params.train_fused.sources)
+
+
+def _of_persons(params: Params, kept: Sequence[str]) -> Params:
+    """Stage 3 with these of the losses of persons; `map` is the linear map that is found before.
+
+    The map needs the others' persons, so alone it stands beside a loss of no weight.
+    """
+    section = params.train_fused
+    sources = []
+    for source in section.sources:
+        losses = {name: weight for name, weight in source.losses.items() if name not in PERSON_TERMS or name in kept}
+        update: dict[str, object] = {"losses": losses}
+        if len(losses) < len(source.losses) and kept == ("map",):
+            update["losses"] = {**losses, "center": 0.0}
+        if not kept:
+            update["photos_per_person"] = 1
+        sources.append(source.model_copy(update=update))
+    changed: dict[str, object] = {"sources": tuple(sources)}
+    if "map" not in kept:
+        changed["identity_map_steps"] = 0
+    return params.model_copy(update={"train_fused": section.model_copy(update=changed)})
 
 
 def with_changed_labels(

@@ -19,7 +19,7 @@ from tests.tiny_face import tiny_crops
 
 SIZE_PX = 32
 UNLABELLED = {"photo": 1.92, "landmark": 1.6e-3, "identity_anchor": 0.1, "light_prior": 1.0}
-PERSONAL = {"separation": 0.2, "center": 0.01, "distribution": 0.1}
+PERSONAL = {"separation": 0.2, "distance_separation": 0.05, "center": 0.01, "distribution": 0.1}
 LABELLED = {"vertex": 0.05, "normal": 1.0, "photo_on_scan": 1.92, "landmark_on_scan": 1.6e-3}
 
 

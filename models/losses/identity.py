@@ -18,6 +18,11 @@ SCALE = 32.0
 MARGIN = 0.2
 """Of `separation`. Source: method D.1."""
 
+INVERSE_VARIANCE = 0.5
+"""Per mm²: photos of a person spread by about a millimetre in the directions that tell persons apart."""
+
+DISTANCE_MARGIN = 0.1
+
 EXPRESSION_SCALE = 3.0
 """Length of an expression at which its photo counts 1 / e as much as a neutral one. Source: method D.2."""
 
@@ -42,6 +47,32 @@ def separation(
     cosine = functional.normalize(embedding, dim=1) @ functional.normalize(class_weights, dim=1).T
     own = functional.one_hot(person, len(class_weights)).to(cosine.dtype)
     return functional.cross_entropy(scale * (cosine - margin * own), person, reduction="none")
+
+
+def distance_separation(
+    embedding: Float[Tensor, "B K"],
+    person: Int[Tensor, "B"],
+    centers: Float[Tensor, "C K"],
+    *,
+    inverse_variance: float = INVERSE_VARIANCE,
+    margin: float = DISTANCE_MARGIN,
+) -> Float[Tensor, "B"]:
+    """Cross-entropy of telling each face's person by the distance to all persons' centres, the own one made longer.
+
+    Logits are -β d² with d in mm, for the own person -β (1 + margin) d²: persons as Gaussians around their centres.
+    Unlike angles, which say nothing of how far apart shapes are, it parts geometry.
+    Degenerate: a single person leaves nothing to tell.
+    Source: Wan et al. 2018 (large-margin Gaussian mixture), equation 9 with equal covariances.
+    """
+    own = functional.one_hot(person, len(centers)).to(embedding.dtype)
+    logits = -inverse_variance * squared_distances(embedding, centers) * (1.0 + margin * own)
+    return functional.cross_entropy(logits, person, reduction="none")
+
+
+def squared_distances(first: Float[Tensor, "N K"], second: Float[Tensor, "M K"]) -> Float[Tensor, "N M"]:
+    """Squared Euclidean distances of all rows, with gradients also where they are zero."""
+    squares = first.square().sum(1)[:, None] + second.square().sum(1) - 2.0 * first @ second.T
+    return squares.clamp_min(0.0)
 
 
 def center_distance(embedding: Float[Tensor, "B K"], centers: Float[Tensor, "B K"]) -> Float[Tensor, "B"]:

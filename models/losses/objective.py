@@ -19,7 +19,13 @@ from models.face.camera import angles_from_rotation, project, to_camera_space
 from models.face.morphable import MorphableModel
 from models.losses.coefficients import light_chroma, squared_norm
 from models.losses.geometry import align_scan, normal_distance, vertex_distance
-from models.losses.identity import center_distance, distribution, frontal_neutral_weight, separation
+from models.losses.identity import (
+    center_distance,
+    distance_separation,
+    distribution,
+    frontal_neutral_weight,
+    separation,
+)
 from models.losses.image import landmark_distance, photo_distance
 from models.losses.likelihood import FLIPPED_WEIGHT, laplacian_likelihood
 from models.losses.priors import (
@@ -94,7 +100,7 @@ class Step:
 
     def note(self, terms: Mapping[str, float]) -> None:
         """Tell the memory what it keeps of this batch for the given terms; `settle` makes it so after the step."""
-        if "center" in terms:
+        if "center" in terms or "distance_separation" in terms:
             memory, rows = self.persons
             memory.note_centers(rows, self.embedding, self.person_weight)
         if "distribution" in terms:
@@ -161,6 +167,11 @@ def _separation(step: Step) -> Tensor:
     return separation(step.embedding, rows, memory.class_weights)
 
 
+def _distance_separation(step: Step) -> Tensor:
+    memory, rows = step.persons
+    return distance_separation(step.embedding, rows, memory.centers)
+
+
 def _center(step: Step) -> Tensor:
     memory, rows = step.persons
     return center_distance(step.embedding, memory.centers[rows])
@@ -210,6 +221,7 @@ TERMS: dict[str, Term] = {
     "landmark_on_scan": Term(lambda step: _landmark(step, step.pose(step.scan.vertices)), SCAN),
     "photo_likelihood": Term(_photo_likelihood, CONFIDENCE),
     "separation": Term(_separation, PERSON),
+    "distance_separation": Term(_distance_separation, PERSON),
     "center": Term(_center, PERSON),
     "distribution": Term(_distribution, PERSON),
     "identity_anchor": Term(_identity_anchor),

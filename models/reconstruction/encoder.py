@@ -46,9 +46,13 @@ class Encoder(nn.Module):
             nn.SiLU(),
         )
         self.correction = nn.Linear(features, sum(self.sizes))
+        self.identity_map = nn.Linear(model.identity_size, model.identity_size)
+        """Added to identity: stretches what photos of one person agree on, shrinks what they do not."""
         self.appearance = nn.Linear(features, sum(self.appearance_sizes))
         nn.init.zeros_(self.correction.weight)
         nn.init.zeros_(self.correction.bias)
+        nn.init.zeros_(self.identity_map.weight)
+        nn.init.zeros_(self.identity_map.bias)
         nn.init.zeros_(self.appearance.bias)
         nn.init.normal_(self.appearance.weight, std=0.01)
 
@@ -65,5 +69,6 @@ class Encoder(nn.Module):
         seen = self.image((image - 0.5) / 0.25)
         fused = self.fusion(torch.cat([seen, hidden], 1))
         shape, expression, pose = (states[-1] + self.correction(fused)).split(self.sizes, 1)
+        shape = shape + self.identity_map(shape)
         albedo, light = self.appearance(fused).split(self.appearance_sizes, 1)
         return shape, expression, pose, albedo, light

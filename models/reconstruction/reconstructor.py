@@ -182,7 +182,10 @@ def load_reconstructor(content: dict[str, Any], model: MorphableModel) -> Recons
             f"{model.content_hash()} ({model.name}); set face_model as it was or train again"
         )
     reconstructor = Reconstructor(model, ReconstructorSettings(**content["settings"]))
-    reconstructor.encoder.load_state_dict(content["weights"])
+    # Checkpoints from before there was a map of identities have none; theirs changes nothing.
+    none = reconstructor.encoder.identity_map.state_dict()
+    unmapped = {f"identity_map.{name}": torch.zeros_like(value) for name, value in none.items()}
+    reconstructor.encoder.load_state_dict({**unmapped, **content["weights"]})
     if "sets" in content:
         reconstructor.sets = SetConfidence.build(content["sets"])
     return reconstructor.eval()

@@ -18,6 +18,9 @@ FACES_REMEMBERED = 1000
 
 ABSENT = -1
 
+MIN_LENGTH_MM = 1e-3
+"""Shapes nearer to the mean face have no direction."""
+
 
 def hashed(name: str) -> str:
     """A person's mark in a checkpoint."""
@@ -91,7 +94,10 @@ class PersonMemory(nn.Module):
             fresh &= torch.tensor([name not in kept for name in self.persons], device=fresh.device)
         means = sums / total.clamp_min(1e-9)[:, None]
         self.centers[fresh] = means[fresh]
-        self.class_weights[fresh] = nn.functional.normalize(means, dim=1)[fresh]
+        # Where the landmarks say nothing, as when they are hidden, any direction is as good, but none is not.
+        drawn = torch.randn(means.shape, generator=torch.Generator().manual_seed(0)).to(means)
+        found = torch.where(means.norm(dim=1, keepdim=True) > MIN_LENGTH_MM, means, drawn)
+        self.class_weights[fresh] = nn.functional.normalize(found, dim=1)[fresh]
 
     @torch.no_grad()
     def begin_moments(self, coefficients: Float[Tensor, "N K"]) -> None:

@@ -255,6 +255,25 @@ def test_metrics_have_a_block_for_the_baseline_and_every_stage(evaluated: Path) 
     assert metrics["refined"]["landmark_nme"] < 0.5 * metrics["refusion"]["landmark_nme"]
 
 
+def test_every_block_says_whether_faces_tell_persons_apart(evaluated: Path) -> None:
+    metrics = json.loads((evaluated / "metrics.json").read_text())
+    for name, block in metrics.items():
+        found = block["identity"]
+        # Seven photos of four persons, three of whom were photographed twice.
+        assert (found["pairs_same"], found["pairs_different"]) == (3, 18), name
+        assert list(found["by_yaw"]) == ["0-30", "30-60", "60-90"]
+        assert sum(part["pairs_same"] for part in found["by_yaw"].values()) == 3
+    # All faces are one, so that nothing tells two apart.
+    assert metrics["mean_face"]["identity"]["geometry_auc"] == 0.5
+    assert metrics["mean_face"]["identity"]["distinctness"] is None
+    # Nearly exact landmarks do; each photo has a shape of its own here, but the gallery holds the first of each person.
+    assert metrics["optimised"]["identity"]["rank1_neutral"] >= 0.5
+    page = (evaluated / "report.html").read_text(encoding="utf-8")
+    assert "Who is who" in page
+    picture = cv2.imread(str(evaluated / "pictures" / "identities.png"))
+    assert picture.shape == (3 * 150 + 2 * 4, 7 * 150 + 6 * 4, 3)
+
+
 def test_every_photo_of_the_test_split_has_a_row_per_block(evaluated: Path) -> None:
     table = pq.read_table(evaluated / "samples.parquet")
     assert table.schema.equals(SAMPLE_MEASURES)

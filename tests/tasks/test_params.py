@@ -74,6 +74,12 @@ def test_the_default_parameters_fit(repository: Path) -> None:
             1.0,
             "loss 'vertex' needs labelled meshes, which source 'photos' lacks",
         ),
+        ("train_fused.sources.0.photos_per_person", 0, "params.yaml: train_fused.sources.0.photos_per_person = 0"),
+        (
+            "ingest.sources.0.photos_per_person",
+            1,
+            "loss 'separation' needs several photos of a person, who is known, which source 'photos' lacks",
+        ),
         ("train_fused.sources.0.source", "photo", "source 'photo' is not ingested, expected one of photos, scans"),
         ("train_fused.init", "ingest", "params.yaml: train_fused.init = 'ingest': expected 'train_geometry'"),
     ],

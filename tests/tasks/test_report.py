@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tasks.artifacts import Workspace, write_json
+from tasks.identity_report import identity_table, identity_yaw_table
 from tasks.report import data_table, data_uri, landmark_table, read_ablation, read_rounds, render_report
 from tasks.report_tables import (
     COLUMNS,
@@ -60,6 +61,9 @@ def context(**changes: Any) -> dict[str, Any]:
         "regions": stage_table(found, REGION_COLUMNS),
         "angles": stage_table(found, POSE_COLUMNS),
         "tones": tone_table(found),
+        "identity": identity_table(found),
+        "identity_yaw": identity_yaw_table(found),
+        "difference_limit_mm": 4.0,
         "verdict": verdict(found),
         "ablation": {},
         "lessons": [],

@@ -574,3 +574,40 @@ def test_the_network_of_confidence_learns_and_stays_in_the_checkpoint(workspace:
     assert network.width == 2
     metrics = json.loads((workspace.folder("train_self_supervised") / "metrics.json").read_text())
     assert bool(network.head.weight.any()) is (metrics["best_step"] > 0)
+
+
+def test_the_map_of_identities_is_found_once(workspace: Workspace) -> None:
+    trainee = load_trainee(fused(), with_persons(workspace), geometry_checkpoint(workspace), sources=["photos"])
+    layer = trainee.reconstructor.encoder.identity_map
+    losses = {"photos": {"center": 0.01}}
+    build_learner(trainee, losses)
+    assert not layer.weight.any()
+    learner = build_learner(trainee, losses, map_steps=5)
+    assert layer.weight.any()
+    assert torch.equal(trainee.landmark_map.weight, layer.weight)
+    # The anchor is where the landmarks and the map put a face, so that the stage begins without a pull.
+    batch = make_batch(
+        trainee.crops, torch.arange(3), model=trainee.reconstructor.model, source="photos", labelled=False
+    )
+    step = trainee.step(batch, trainee.reconstructor(batch.image, batch.landmarks, batch.confidence))
+    torch.testing.assert_close(step.landmark_identity, step.coefficients.identity, atol=1e-4, rtol=1e-3)
+    trainee.companions.update(learner.content())
+    before = layer.weight.detach().clone()
+    build_learner(trainee, losses, map_steps=5)
+    assert torch.equal(layer.weight, before)
+
+
+def test_only_persons_move_the_map(workspace: Workspace) -> None:
+    train_stage(tiny_params(train_fused={"init": "train_geometry"}), workspace, "train_fused")
+    assert not weights_of(workspace, "train_fused")["identity_map.weight"].any()
+
+
+def test_a_checkpoint_without_a_map_is_read(workspace: Workspace, face: MorphableModel) -> None:
+    content = load_checkpoint(geometry_checkpoint(workspace))
+    kept = {key: value for key, value in content["weights"].items() if not key.startswith("identity_map.")}
+    assert len(kept) == len(content["weights"]) - 2
+    loaded = load_reconstructor({**content, "weights": kept}, face)
+    assert not loaded.encoder.identity_map.weight.any()
+    broken = {key: value for key, value in kept.items() if not key.startswith("correction.")}
+    with pytest.raises(RuntimeError, match="correction"):
+        load_reconstructor({**content, "weights": broken}, face)

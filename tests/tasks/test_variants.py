@@ -11,6 +11,7 @@ from tasks.variants import (
     Variant,
     ablation_variants,
     fusion_variants,
+    identity_variants,
     label_variants,
     labelled_sources,
     scaled,
@@ -19,7 +20,7 @@ from tasks.variants import (
     without_landmarks,
 )
 from tests.tiny_face import tiny_crops, tiny_face
-from tests.tiny_workspace import tiny_params
+from tests.tiny_workspace import PERSONAL, UNLABELLED, personal_sources, tiny_params
 
 
 def named(variants: list[Variant]) -> dict[str, Variant]:
@@ -159,3 +160,24 @@ def test_noise_is_smooth() -> None:
     assert 0.005 < step < 2 * torch.pi / 40
     assert torch.equal(field, smooth_noise(line, 3, seed=1))
     assert not torch.allclose(field[0], field[1])
+
+
+def test_what_makes_faces_distinct_is_tried_alone_and_together() -> None:
+    params = tiny_params(train_fused={"sources": personal_sources(), "identity_map_steps": 7})
+    variants = named(identity_variants(params))
+    assert list(variants) == [
+        *("mean_face", "geometry", "without", "only_map"),
+        *("only_separation", "only_distance_separation", "only_center", "only_distribution", "no_map", "all"),
+    ]
+
+    def stage(name: str) -> tuple[dict[str, float], int, int]:
+        section = variants[name].params.train_fused
+        assert section.sources[1].losses == params.train_fused.sources[1].losses
+        source = section.sources[0]
+        return source.losses, source.photos_per_person, section.identity_map_steps
+
+    assert stage("without") == (UNLABELLED, 1, 0)
+    assert stage("all") == ({**UNLABELLED, **PERSONAL}, 2, 7)
+    assert stage("no_map") == ({**UNLABELLED, **PERSONAL}, 2, 0)
+    assert stage("only_map") == ({**UNLABELLED, "center": 0.0}, 2, 7)
+    assert stage("only_center") == ({**UNLABELLED, "center": PERSONAL["center"]}, 2, 0)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from models.losses.identity import (
     batch_bias,
     center_distance,
+    distance_separation,
     distribution,
     divergence,
     frontal_neutral_weight,
@@ -52,6 +53,28 @@ def test_separation_gradients() -> None:
     face, weights = drawn(3, 4).double().requires_grad_(), drawn(5, 4, seed=1).double().requires_grad_()
     person = torch.tensor([0, 4, 2])
     assert torch.autograd.gradcheck(lambda f, w: separation(f, person, w, scale=3.0), (face, weights))
+
+
+def test_distance_separation_by_hand() -> None:
+    # One millimetre from the own person, two from the other; the own distance counts a half more.
+    centers = torch.tensor([[0.0, 0.0], [3.0, 0.0]])
+    found = distance_separation(
+        torch.tensor([[1.0, 0.0]]), torch.tensor([0]), centers, inverse_variance=0.5, margin=0.5
+    )
+    assert found.item() == pytest.approx(math.log(1.0 + math.exp(0.75 - 2.0)), rel=1e-5)
+
+
+def test_distances_tell_apart_what_angles_do_not() -> None:
+    faces, person = torch.tensor([[1.0, 0.0], [4.0, 0.0]]), torch.tensor([0, 1])
+    assert separation(faces, person, faces, margin=0.0).tolist() == pytest.approx([math.log(2.0)] * 2)
+    assert (distance_separation(faces, person, faces) < 0.02).all()
+    assert distance_separation(faces[:1], torch.tensor([0]), faces[:1]).item() == 0.0
+
+
+def test_distance_separation_gradients() -> None:
+    face, centers = drawn(3, 4).double().requires_grad_(), drawn(5, 4, seed=1).double()
+    person = torch.tensor([0, 4, 2])
+    assert torch.autograd.gradcheck(lambda f: distance_separation(f, person, centers), (face,))
 
 
 def test_the_centre_is_half_a_square_away() -> None:

@@ -102,6 +102,7 @@ SHAPE, POSE = {"identity", "expression"}, {"rotation", "translation"}
         (("landmark",), SHAPE | POSE),
         (("photo_likelihood",), SHAPE | POSE | {"albedo", "lighting"}),
         (("separation",), {"identity"}),
+        (("distance_separation",), {"identity"}),
         (("center",), {"identity"}),
         (("distribution",), {"identity"}),
         (("identity_anchor",), {"identity"}),
@@ -120,7 +121,7 @@ def test_each_term_reaches_exactly_its_coefficients(
 def test_every_term_is_covered_above() -> None:
     assert set(TERMS) == {
         *("vertex", "normal", "photo_on_scan", "landmark_on_scan", "photo", "landmark"),
-        *("photo_likelihood", "separation", "center", "distribution"),
+        *("photo_likelihood", "separation", "distance_separation", "center", "distribution"),
         *("identity_anchor", "identity_prior", "expression_prior", "albedo_prior", "light_prior"),
     }
 
@@ -200,11 +201,11 @@ def test_what_only_some_sources_have_is_what_params_check() -> None:
     needy = {name: set(term.needs) for name, term in TERMS.items() if term.needs & set(SOURCE_NEEDS)}
     assert needy == {
         **{key: {"scan"} for key in ("vertex", "normal", "photo_on_scan", "landmark_on_scan")},
-        **{key: {"person"} for key in ("separation", "center", "distribution")},
+        **{key: {"person"} for key in ("separation", "distance_separation", "center", "distribution")},
     }
 
 
-@pytest.mark.parametrize("term", ["separation", "center", "distribution"])
+@pytest.mark.parametrize("term", ["separation", "distance_separation", "center", "distribution"])
 def test_a_term_of_persons_without_a_memory_names_the_source(face: MorphableModel, term: str) -> None:
     step = replace(step_of(face, predicted(), labelled=False), memory=None)
     with pytest.raises(ValueError, match="source scans: no persons are remembered"):

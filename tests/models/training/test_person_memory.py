@@ -86,3 +86,12 @@ def test_a_checkpoint_brings_back_who_it_knew() -> None:
 def test_a_memory_of_other_coefficients_is_left_alone() -> None:
     other = memory(size=5)
     assert memory().recall(other.content()) == ()
+
+
+def test_persons_at_the_mean_face_begin_in_different_directions() -> None:
+    made = memory()
+    made.begin(torch.tensor([1, 0, 3]), torch.zeros(3, 2), torch.ones(3))
+    weights = made.class_weights.detach()
+    torch.testing.assert_close(weights.norm(dim=1), torch.ones(3))
+    assert (weights[0] - weights[1]).norm() > 1e-3
+    assert not made.centers.any()
