@@ -25,6 +25,7 @@ EXAMPLES = examples(
     "mien reconstruct film.mp4 -o faces --outputs glb,csv,overlay",
     "mien reconstruct a.jpg b.jpg c.jpg -o ann --same-person",
     "mien reconstruct people/ -o faces --folder-per-person",
+    "mien reconstruct photo.jpg -o faces --face-model bfm2019.h5",
     "mien reconstruct photo.jpg -o faces --checkpoint run1/artifacts/refusion --checkpoint run2/artifacts/refusion",
     "mien reconstruct photo.jpg -o faces --json",
 )
@@ -59,6 +60,10 @@ def reconstruct(
     checkpoint: Annotated[
         list[Path] | None,
         typer.Option(help="Weights of a training stage; several answer together; default: the registry's champion."),
+    ] = None,
+    face_model: Annotated[
+        Path | None,
+        typer.Option(help="Another face model; without --checkpoint it is fitted photo by photo, with no network."),
     ] = None,
     landmarks: Annotated[
         Path | None, typer.Option(help="CSV with columns file, x0, y0 … x67, y67: use these points, detect the others.")
@@ -95,6 +100,8 @@ def reconstruct(
         together = same_person or folder_per_person
         if aggregate is not None and not together:
             raise ValueError("--aggregate is about photos of one person; add --same-person or --folder-per-person")
+        if face_model is not None and folder_per_person:
+            raise ValueError("--face-model and --folder-per-person exclude each other; make a workspace with the model")
         if same_person and folder_per_person:
             raise ValueError("--same-person and --folder-per-person exclude each other; give one")
         from tasks.artifacts import Workspace
@@ -118,6 +125,7 @@ def reconstruct(
                 common: dict[str, Any] = {
                     "workspace": Workspace(workspace),
                     "checkpoint": checkpoint,
+                    "face_model": face_model,
                     "landmarks": landmarks,
                     "refinement": refinement,
                     "outputs": outputs,

@@ -131,7 +131,7 @@ def open_checkpoint(
 
     def find_detector() -> LandmarkDetector:
         with _fitting_weights(workspace.folder("train_detector") / "checkpoint.pt"):
-            return open_detector(_on_device(params, device), workspace)
+            return open_detector(on_device(params, device), workspace)
 
     return FaceReader(
         reconstructor=_load(path, load_face_model(params, workspace) if model is None else model),
@@ -144,7 +144,7 @@ def open_checkpoint(
     )
 
 
-def _on_device(params: Params, device: str) -> Params:
+def on_device(params: Params, device: str) -> Params:
     """Parameters whose networks run where the command says."""
     kind = "cpu" if device == "cpu" else "cuda"
     return params.model_copy(update={"project": params.project.model_copy(update={"device": kind})})

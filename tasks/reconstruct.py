@@ -19,6 +19,7 @@ from models.reconstruction.photos import PhotoFace, Which, join_batches
 from models.types import FaceCoefficients, map_tensors, to_device
 from tasks.annotations import AnnotationError, Annotations, read_landmark_table
 from tasks.artifacts import Workspace
+from tasks.chosen_face_model import open_with_face_model
 from tasks.ensembles import open_reader
 from tasks.face_reader import FaceReader, chosen_device
 from tasks.face_record import FaceRecord, Palette
@@ -100,6 +101,7 @@ def reconstruct_photos(
     landmarks: Path | None = None,
     refinement: Refinement | None = None,
     aggregate: str | None = None,
+    face_model: Path | None = None,
     reader: FaceReader | None = None,
     outputs: str | Iterable[str] = DEFAULT_OUTPUTS,
     which: Which = "all",
@@ -114,7 +116,8 @@ def reconstruct_photos(
     photo, the next `<photo>-2` and so on. Faults of single photos go to stderr, one line each, and the others go on.
     `smooth` and what a film yields: see tasks/reconstruct_video.py. `aggregate`: all photos show one person, whose
     identity is put together so, see models/reconstruction/aggregate.py; files about the person come on top. Several
-    checkpoints answer together. `reader`: what they would open, where it is open already.
+    checkpoints answer together. `face_model`: a file, see tasks/chosen_face_model.py. `reader`: what they would open,
+    where it is open already.
     Raises: ReconstructionError at the end if there were any; ValueError or FileNotFoundError if nothing can be done.
     """
     chosen = chosen_outputs(outputs)
@@ -127,7 +130,9 @@ def reconstruct_photos(
     found = [path for path in everything if path not in films]
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out}: is a file, expected a folder; name another one with --out")
-    if reader is None:
+    if reader is None and face_model is not None:
+        reader = open_with_face_model(face_model, params, workspace, checkpoint, device=chosen_device(device))
+    elif reader is None:
         reader = open_reader(params, workspace, checkpoint, device=chosen_device(device))
     palette = Palette(reader.reconstructor.model, texture_px=texture_px)
     writer, report = OutputWriter(out, chosen), Report()
