@@ -39,6 +39,8 @@ STAGES = 5
 
 LIMITS = {"mien --help": 1.5, "dvc repro, nothing new": 1.5}
 
+CHECK = "from pathlib import Path; from tasks.params import load_params; load_params(Path('params.yaml'))"
+
 FLOW = """
 import json, sys, time
 from pathlib import Path
@@ -101,7 +103,7 @@ def once(place: Path, empty: Path) -> dict[str, tuple[float, float]]:
     """Seconds and processor seconds of everything, NaN where the latter are not known."""
     found = {
         "mien --help": command("-m", "flows.cli", "--help", cwd=place),
-        "check params": command("-c", "from tasks.params import load_params; load_params('params.yaml')", cwd=place),
+        "check params": command("-c", CHECK, cwd=place),
     }
     write_graph(empty)
     fresh = command("-m", "dvc", "repro", cwd=empty)
