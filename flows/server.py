@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-START_SECONDS = 120
-"""A new database on a slow disk takes 20 s."""
+START_SECONDS = 300
+"""A new database on a slow disk takes 20 s, beside trainings on all cores some minutes."""
 
 STOP_SECONDS = 5
 

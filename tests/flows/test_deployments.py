@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+import tomllib
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from flows.deployments import deployment_file
+from flows.deployments import POOL, deployment_file
 from flows.monitor import TRAIN
 from tasks.artifacts import STAGES
 
@@ -111,9 +112,11 @@ def test_a_schedule_fires_and_the_run_completes(project: Path, repository: Path)
         ) as process,
     ):  # fmt: skip
         try:
-            address = waited_for(lambda: re.search(r"PREFECT_API_URL=(\S+)", log.read_text()), log).group(1)
-            with temporary_settings({PREFECT_API_URL: address}), get_client(sync_client=True) as client:
-                runs = waited_for(lambda: [run for run in client.read_flow_runs() if run.state.is_final()], log)
+            said = waited_for(lambda: re.search(r"PREFECT_API_URL=(\S+)", log.read_text()), process, log)
+            with temporary_settings({PREFECT_API_URL: said.group(1)}), get_client(sync_client=True) as client:
+                runs = waited_for(
+                    lambda: [run for run in client.read_flow_runs() if run.state.is_final()], process, log
+                )
                 deployments = {one.name: one for one in client.read_deployments()}
                 limits = {one.name: one.limit for one in client.read_global_concurrency_limits(limit=10, offset=0)}
         finally:
@@ -137,11 +140,34 @@ def test_a_schedule_fires_and_the_run_completes(project: Path, repository: Path)
     assert str(port) not in left
 
 
-def waited_for(look: Any, log: Path, seconds: float = 400.0) -> Any:
+def waited_for(look: Any, process: subprocess.Popen[bytes], log: Path, seconds: float = 500.0) -> Any:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         found = look()
         if found:
             return found
+        assert process.poll() is None, log.read_text()
         time.sleep(0.3)
     raise AssertionError(f"waited {seconds:g} s in vain:\n{log.read_text()}")
+
+
+def test_the_compose_file_fits_what_lies_beside_it(repository: Path) -> None:
+    text = (repository / "compose.yaml").read_text(encoding="utf-8")
+    services = yaml.safe_load(text)["services"]
+    assert set(services) == {"database", "objects", "buckets", "mlflow", "prefect", "worker"}
+    assert (repository / services["mlflow"]["build"]["dockerfile"]).is_file()
+    mounted = [entry.split(":")[0] for entry in services["database"]["volumes"] if entry.startswith("./")]
+    assert mounted
+    assert all((repository / name).is_file() for name in mounted)
+    # What must be chosen is in the example of the file where it is chosen.
+    example = (repository / ".env.example").read_text(encoding="utf-8")
+    asked = set(re.findall(r"\$\{([A-Z_]+):\?", text))
+    assert asked == {"DATABASE_PASSWORD", "OBJECTS_USER", "OBJECTS_PASSWORD"}
+    assert all(re.search(rf"^{name}=", example, re.MULTILINE) for name in asked)
+    project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert ".[team]" in (repository / "mlflow" / "Dockerfile").read_text(encoding="utf-8")
+    assert any(entry.startswith("psycopg2-binary") for entry in project["optional-dependencies"]["team"])
+    # The pool that the worker asks is the one that deployments go to.
+    deployments = yaml.safe_load((repository / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    assert {one["work_pool"]["name"] for one in deployments} == {POOL}
+    assert f"--pool {POOL}" in services["worker"]["command"]
