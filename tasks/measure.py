@@ -188,11 +188,11 @@ def measure_stage(
                 values["scan_error_mm"][place] = np.median(rigid)
                 values["scan_error_mean_mm"][place] = rigid.mean()
                 values["scan_error_scaled_mm"][place] = np.median(similar)
-    places = chosen.tolist()
+    rows = chosen.tolist()
     return Measured(
-        values={name: of_all[places] for name, of_all in values.items()},
-        scan=tuple(scan[place] for place in places),
-        scan_scaled=tuple(scaled[place] for place in places),
+        values={name: of_all[rows] for name, of_all in values.items()},
+        scan=tuple(scan[row] for row in rows),
+        scan_scaled=tuple(scaled[row] for row in rows),
         moments=moments[chosen],
         coefficients=join_coefficients(found),
     )
