@@ -123,8 +123,8 @@ def distribution(
     """The divergence of running moments, with the gradient of what each face adds to them.
 
     The value is that of the running moments for every face. The gradient is that of `divergence` at these moments
-    through the moments of this batch, face by face, so that it does not depend on how a batch is divided, and small
-    batches are not biased: their own variance comes out too small, and the term would answer by spreading faces.
+    through the moments of this batch, face by face, so that it does not depend on how a batch is divided, nor on the
+    chance of who is in it: the own moments of a small batch are never those of the whole, see `batch_bias`.
     """
     mean, square = mean.detach().requires_grad_(), square.detach().requires_grad_()
     with torch.enable_grad():
