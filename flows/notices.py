@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import logging
 import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 WEBHOOK_SECONDS = 10.0
+
+PICTURES = {
+    "train_detector": ("balance.png",),
+    "evaluate": ("pictures/by_yaw.png", "pictures/error_distribution.png"),
+}
+"""Of a stage's outputs, what Prefect's page shows."""
+
+MAX_PICTURE_BYTES = 500_000
 
 
 def notify(webhook: str, message: Mapping[str, Any]) -> bool:
@@ -66,6 +76,18 @@ def show_table(key: str, rows: Sequence[Mapping[str, Any]], description: str) ->
         for row in rows
     ]
     create_table_artifact(key=key, table=plain, description=description)
+
+
+def show_pictures(stage: str, folder: Path) -> None:
+    """The pictures of a stage on Prefect's page, as far as it drew them; they are small enough to travel with it."""
+    from prefect.artifacts import create_image_artifact
+
+    for name in PICTURES.get(stage, ()):
+        path = folder / name
+        if path.is_file() and path.stat().st_size <= MAX_PICTURE_BYTES:
+            content = base64.b64encode(path.read_bytes()).decode()
+            key = f"{stage}-{path.stem}".replace("_", "-").lower()
+            create_image_artifact(f"data:image/png;base64,{content}", key=key, description=f"{stage}: {name}")
 
 
 def _text(value: Any) -> str:

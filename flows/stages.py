@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from flows.failures import failure_path
 from flows.locks import alone
+from flows.notices import show_pictures
 from flows.run_log import record
 from flows.runners import FANNED_OUT, open_runner
 
@@ -86,6 +87,7 @@ def run_stage(name: str, workspace: Path) -> None:
             return Failed(message=f"{type(error).__name__}: {error}")
         done.append(name)
         create_markdown_artifact(key=name.replace("_", "-"), markdown=_summary(place.folder(name)), description=name)
+        show_pictures(name, place.folder(name))
         return Completed()
 
     for chatty in CHATTY:

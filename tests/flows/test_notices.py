@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from flows.notices import notify, tell, tell_failure
+from flows.notices import MAX_PICTURE_BYTES, notify, show_pictures, tell, tell_failure
 
 
 @pytest.fixture
@@ -64,3 +66,17 @@ def test_nobody_is_told_without_a_webhook(webhook: tuple[str, list[Any]]) -> Non
 def test_a_webhook_that_is_not_there_breaks_nothing(address: str, caplog: pytest.LogCaptureFixture) -> None:
     assert notify(address, {"text": "lost"}) is False
     assert address in caplog.text
+
+
+def test_pictures_travel_with_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: dict[str, str] = {}
+    monkeypatch.setattr(
+        "prefect.artifacts.create_image_artifact", lambda url, *, key, description: shown.update({key: url})
+    )
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "by_yaw.png").write_bytes(b"small")
+    (tmp_path / "pictures" / "error_distribution.png").write_bytes(b"x" * (MAX_PICTURE_BYTES + 1))
+    show_pictures("evaluate", tmp_path)
+    assert shown == {"evaluate-by-yaw": f"data:image/png;base64,{base64.b64encode(b'small').decode()}"}
+    show_pictures("train_fused", tmp_path)
+    assert len(shown) == 1
