@@ -54,17 +54,10 @@ def ablation(
 ) -> None:
     """The three stages, with re-fusion, beside either kind of data alone and each loss left out."""
     with _prepared(workspace, settings, steps_factor, image_only) as params:
+        from tasks.ablation import ablation_experiment
         from tasks.artifacts import Workspace
-        from tasks.trials import Experiment, seconds_per_step
-        from tasks.variants import ablation_variants
 
-        experiment = Experiment(
-            name="ablation",
-            title="What each part of the training is worth",
-            variants=tuple(ablation_variants(params, seconds_per_step(Workspace(workspace)))),
-            reference="three_stages",
-            headline=("three_stages", "self_supervised"),
-        )
+        experiment = ablation_experiment(params, Workspace(workspace))
         _run(experiment, params, workspace, out, variants, image_only=image_only, seeds=seeds, dry_run=dry_run)
 
 

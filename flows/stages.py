@@ -30,6 +30,7 @@ FUNCTIONS = {
     "train_supervised": "tasks.train:train_supervised",
     "train_fused": "tasks.train:train_fused",
     "refusion": "tasks.refusion:refusion",
+    "ablation": "tasks.ablation:ablation",
     "evaluate": "tasks.evaluate:evaluate",
     "register": "tasks.register:register",
     "ingest_speech": "tasks.ingest_speech:ingest_speech",

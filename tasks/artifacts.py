@@ -30,6 +30,7 @@ STAGES = (
     "train_supervised",
     "train_fused",
     "refusion",
+    "ablation",
     "evaluate",
     "register",
     "ingest_speech",

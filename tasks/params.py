@@ -211,6 +211,14 @@ class RefusionParams(Section):
     """A round that worsens the geometry by more than this share is rejected and ends the loop."""
 
 
+class AblationParams(Section):
+    """What the report compares the three stages with: `mien experiment ablation` at its small size."""
+
+    variants: tuple[str, ...] = ("self_supervised", "three_stages", "refusion")
+    """By their names there. What the stages themselves have trained costs no training; none at all: no ablation."""
+    seeds: PositiveCount = 1
+
+
 class EvaluateParams(Section):
     """What the report shows."""
 
@@ -220,7 +228,7 @@ class EvaluateParams(Section):
     refine_steps: Count = 60
     """Steps of per-photo optimisation after the network, measured in a block of their own; 0 leaves it out."""
     ablation: Path | None = None
-    """Folder of an ablation (`mien experiment ablation`) that the report shows, too."""
+    """Folder of an ablation (`mien experiment ablation`) that the report shows; None: that of the stage `ablation`."""
 
 
 class RegisterParams(Section):
@@ -254,6 +262,7 @@ class Params(Section):
     train_supervised: TrainingParams
     train_fused: TrainingParams
     refusion: RefusionParams = RefusionParams()
+    ablation: AblationParams = AblationParams()
     evaluate: EvaluateParams = EvaluateParams()
     register: RegisterParams = RegisterParams()
     ingest_speech: IngestSpeechParams = IngestSpeechParams()

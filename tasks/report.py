@@ -158,13 +158,13 @@ def render_report(context: Mapping[str, Any]) -> str:
 
 
 def read_ablation(workspace: Workspace, folder: Path | None) -> dict[str, Any]:
-    """Table, sentence and picture of the ablation in a folder; empty where none is named.
+    """Table, sentence and picture of the ablation in a folder, by default in that of its stage; empty if it made none.
 
-    Raises: ValueError naming the folder if it holds no finished ablation.
+    Raises: ValueError naming the folder if one is named that holds no finished ablation.
     """
-    if folder is None:
+    path = (workspace.folder("ablation") if folder is None else workspace.resolve(folder)) / "ablation.json"
+    if folder is None and not path.exists():
         return {}
-    path = workspace.resolve(folder) / "ablation.json"
     found, picture = _optional(path), path.with_suffix(".png")
     if not found.get("rows"):
         raise ValueError(f"evaluate.ablation: {path} holds no ablation; run `mien experiment ablation --out {folder}`")
