@@ -89,7 +89,15 @@ class Trial:
         if method == "learned":
             with torch.no_grad():
                 confidence = self.reconstructor.set_confidence(batch.landmarks, batch.confidence)
-        return aggregate(self.model, batch, found, method=method, person=numbers, confidence=confidence)
+        return aggregate(
+            self.model,
+            batch,
+            found,
+            method=method,
+            person=numbers,
+            confidence=confidence,
+            identity_map=self.reconstructor.identity_map(),
+        )
 
     def errors(self, size: int, method: str) -> tuple[ShapeErrors, Aggregate]:
         """Errors of all sets of a size; persons are numbered through over the seeds."""

@@ -8,6 +8,8 @@ surface:
 - `mean face`: what any estimate has to beat;
 - `landmarks, PHOTO`: the fit to the detected points from the mean face, without any network;
 - `network, PHOTO`: the workspace's model alone; left out where there is none yet;
+- `mean, all` and `analytic, all`: the network's answers to all photos put together, see
+  models/reconstruction/aggregate.py; from the latter the refinement of all begins;
 - `refined, PHOTO` and `refined, all`: per-photo optimisation from the network, or from the landmarks without one,
   for each photo alone and for all with one identity; `landmarks, all` and `landmark steps, all` stop before the pixels.
 
@@ -32,6 +34,7 @@ from models.face.camera import crop_camera
 from models.face.morphable import MorphableModel
 from models.face.surface import SurfaceTopology, now_distance
 from models.landmarks.detector import LandmarkDetector, build_detector
+from models.reconstruction.aggregate import aggregate
 from models.reconstruction.photo_fit import ANCHOR, LANDMARK_STEPS, PHOTO_STEPS, mean_start, refine_coefficients
 from models.reconstruction.photos import crop_photo, detect_reduced
 from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
@@ -147,6 +150,12 @@ def measure(
             with torch.no_grad():
                 start, anchor = reconstructor(batch.image, batch.landmarks, batch.confidence), ANCHOR
             if name == "all":
+                for method in ("mean", "analytic"):
+                    fused = aggregate(
+                        model, batch, start, method=method, person=person, identity_map=reconstructor.identity_map()
+                    ).coefficients
+                    rows[f"{method}, all"] = measurement.of(fused.identity, fused.expression)
+                start = fused
                 held = refine_coefficients(model, batch, start, anchor=anchor, person=person, photo_steps=0)
                 rows["landmark steps, all"] = measurement.of(held.identity, held.expression)
             else:

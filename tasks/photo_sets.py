@@ -84,7 +84,15 @@ def fuse_faces(
     confidence = None
     if method == "learned":
         confidence = reconstructor.set_confidence(batch.landmarks, batch.confidence)
-    found = aggregate(reconstructor.model, batch, before, method=method, person=person, confidence=confidence)
+    found = aggregate(
+        reconstructor.model,
+        batch,
+        before,
+        method=method,
+        person=person,
+        confidence=confidence,
+        identity_map=reconstructor.identity_map(),
+    )
     return with_coefficients(reconstructor, faces, found.coefficients), _person(
         reconstructor, faces, found, method=method
     )

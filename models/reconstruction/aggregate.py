@@ -199,18 +199,25 @@ def aggregate(
     method: str,
     person: Int[Tensor, "B"] | None = None,
     confidence: Float[Tensor, "B I"] | None = None,
+    identity_map: tuple[Float[Tensor, "I I"], Float[Tensor, "I"]] | None = None,
 ) -> Aggregate:
     """One identity and albedo for all photos of a person; `person` says who is who, else the batch's own.
 
     `mean` takes plain means, `analytic` the evidence of each photo without outliers, `learned` the same under the
     `confidence` of a head. Expression and pose follow the new identity so that landmarks stay explained, and light
     follows albedo so that skin keeps its colour in the photo.
+    `identity_map` is what a network ends with that does not leave identities at the middle of what is possible, see
+    `Reconstructor.identity_map`: evidence is put together before it, and the result goes through it.
     Raises: ValueError for another method, or if learned confidences are wanted but not given.
     """
     if method not in METHODS:
         raise ValueError(f"aggregation {method!r} is unknown, expected one of {', '.join(METHODS)}")
     if method == "learned" and confidence is None:
         raise ValueError("aggregation 'learned' needs the confidences of a trained head; give them, or take 'analytic'")
+    if identity_map is not None:
+        matrix, offset = (value.to(coefficients.identity).double() for value in identity_map)
+        before = torch.linalg.solve(matrix, (coefficients.identity.double() - offset).T).T
+        coefficients = replace(coefficients, identity=before.to(coefficients.identity))
     group = torch.unique(batch.person if person is None else person, return_inverse=True)[1]
     people = int(group.max()) + 1 if len(group) else 0
     evidence = landmark_evidence(model, batch, coefficients)
@@ -233,6 +240,9 @@ def aggregate(
     albedo = _mean_by(coefficients.albedo, weight, group, people)[group]
     norm = _mean_by(identity.norm(dim=1, keepdim=True), torch.ones_like(trust), group, people).clamp_min(1e-12)[:, 0]
     answered = _answered(model, coefficients, fused[group], evidence.answer)
+    if identity_map is not None:
+        ended = answered.identity.double() @ matrix.T + offset
+        answered = replace(answered, identity=ended.to(answered.identity))
     return Aggregate(
         coefficients=replace(
             answered, albedo=albedo, lighting=_relit(model, coefficients.lighting, coefficients.albedo, albedo)

@@ -59,7 +59,8 @@ class Ensemble(Reconstructor):
                 )
         self.members = nn.ModuleList(members)
         self.model, self.settings = first.model, first.settings
-        self.encoder, self.sets = first.encoder, first.sets
+        self.encoder = first.encoder
+        self.sets = first.sets if all(member.sets is not None for member in members) else None
         self.one_basis = len({member.model.content_hash() for member in members}) == 1
 
     def forward(
@@ -104,6 +105,12 @@ class Ensemble(Reconstructor):
             if member.model.content_hash() == own
         ]
         return torch.stack(found).mean(0).exp()
+
+    def identity_map(self) -> tuple[Float[Tensor, "I I"], Float[Tensor, "I"]]:
+        """The mean of those of the members of the first one's face model."""
+        own = self.model.content_hash()
+        found = [member.identity_map() for member in self._members() if member.model.content_hash() == own]
+        return torch.stack([matrix for matrix, _ in found]).mean(0), torch.stack([last for _, last in found]).mean(0)
 
     def answers(
         self,

@@ -109,15 +109,10 @@ class Reconstructor(nn.Module):
         return found
 
     def identity_map(self) -> tuple[Float[Tensor, "I I"], Float[Tensor, "I"]]:
-        """Matrix A and offset b by which the encoder ends: identity = A x + b, where x is what is probable of a photo.
-
-        Without such an end it is the identity matrix.
-        """
-        size = self.model.identity_size
-        device = self.model.mean.device
-        one, none = torch.eye(size, device=device), torch.zeros(size, device=device)
-        last = getattr(self.encoder, "identity_map", None)
-        return (one + last.weight.detach(), last.bias.detach()) if isinstance(last, nn.Linear) else (one, none)
+        """Matrix A and offset b by which the encoder ends: identity = A x + b, and x is what a photo makes probable."""
+        last = self.encoder.identity_map
+        one = torch.eye(len(last.weight), dtype=last.weight.dtype, device=last.weight.device)
+        return one + last.weight.detach(), last.bias.detach()
 
     def normalize(self, landmarks: Float[Tensor, "B 68 2"]) -> Float[Tensor, "B 68 2"]:
         """Pixels of the crop to units of half the crop."""

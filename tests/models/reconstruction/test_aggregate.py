@@ -262,3 +262,18 @@ def test_pose_answers_as_a_rotation(face: MorphableModel) -> None:
     found = aggregate(face, batch, truth, method="mean").coefficients
     assert rotation_distance(found.rotation, truth.rotation).max() < 2e-3
     torch.testing.assert_close(found.translation, truth.translation, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("method", ["mean", "analytic"])
+def test_evidence_is_put_together_before_the_map_of_identities(face: MorphableModel, method: str) -> None:
+    batch, truth = photos_of_one(face, 4)
+    guessed = shrunken(face, batch, truth, seed=2)
+    plain = aggregate(face, batch, guessed, method=method)
+    matrix, offset = torch.diag(torch.tensor([3.0, 0.5, 1.0, 2.0])), torch.tensor([0.1, 0.0, -0.2, 0.0])
+    matrix[0, 1] = 0.4
+    mapped = replace(guessed, identity=guessed.identity @ matrix.T + offset)
+    found = aggregate(face, batch, mapped, method=method, identity_map=(matrix, offset))
+    expected = plain.coefficients.identity @ matrix.T + offset
+    torch.testing.assert_close(found.coefficients.identity, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.coefficients.expression, plain.coefficients.expression, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(found.weight, plain.weight, rtol=1e-3, atol=1e-4)
