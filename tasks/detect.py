@@ -43,6 +43,9 @@ from tasks.tracking import track
 
 Row = dict[str, Any]
 
+PHOTOS_AT_ONCE = 128
+"""So many are in memory; a shard of large ones would be a gigabyte."""
+
 
 @dataclass(frozen=True)
 class DetectedShard:
@@ -172,16 +175,18 @@ def _detect(
     params: Params, workspace: Workspace, shard: str, samples: Sequence[Row], detector: LandmarkDetector
 ) -> dict[str, Row]:
     """Rows of `DETECTED` by sample id."""
-    pixels = read_shard(workspace, shard, [row["sample_id"] for row in samples])
-    annotations = [_points(row["landmarks"]) for row in samples]
     found: list[tuple[str, Detection]] = []
     rows: dict[str, Row] = {}
-    detections = detector.detect([pixels[row["sample_id"]] for row in samples], annotations=annotations)
-    for row, detection in zip(samples, detections, strict=True):
-        if detection is None or not np.isfinite(detection.landmarks).all():
-            rows[row["sample_id"]] = dict.fromkeys(DETECTED.names) | {"sample_id": row["sample_id"], "found": False}
-        else:
-            found.append((row["sample_id"], detection))
+    for pixels in read_shard(workspace, shard, [row["sample_id"] for row in samples], at_once=PHOTOS_AT_ONCE):
+        some = [row for row in samples if row["sample_id"] in pixels]
+        detections = detector.detect(
+            [pixels[row["sample_id"]] for row in some], annotations=[_points(row["landmarks"]) for row in some]
+        )
+        for row, detection in zip(some, detections, strict=True):
+            if detection is None or not np.isfinite(detection.landmarks).all():
+                rows[row["sample_id"]] = dict.fromkeys(DETECTED.names) | {"sample_id": row["sample_id"], "found": False}
+            else:
+                found.append((row["sample_id"], detection))
     angles = _angles(params, workspace, [detection for _, detection in found])
     for (sample_id, detection), angle in zip(found, angles, strict=True):
         rows[sample_id] = _row(sample_id, detection, angle) | {"found": True}

@@ -202,8 +202,10 @@ def read_images(workspace: Workspace, sample_ids: Collection[str]) -> dict[str, 
     return {sample_id: found[sample_id] for sample_id in wanted}
 
 
-def read_shard(workspace: Workspace, shard: str, sample_ids: Collection[str]) -> dict[str, Pixels]:
-    """Pixels by sample id of photos of one shard.
+def read_shard(
+    workspace: Workspace, shard: str, sample_ids: Collection[str], *, at_once: int
+) -> Iterator[dict[str, Pixels]]:
+    """Pixels by sample id of photos of one shard, so many in memory at a time.
 
     Raises: FileNotFoundError, or ValueError if a sample is not in it.
     """
@@ -211,10 +213,17 @@ def read_shard(workspace: Workspace, shard: str, sample_ids: Collection[str]) ->
     if not path.is_file():
         raise FileNotFoundError(f"{path}: missing; run the stage ingest again")
     wanted = frozenset(sample_ids)
-    found = {sample_id: decode_stored(content) for sample_id, content in _shard_rows(path, wanted)}
-    if len(found) != len(wanted):
-        raise ValueError(f"{path}: {len(found)} of {len(wanted)} photos, expected all; run ingest again")
-    return found
+    found, some = 0, dict[str, Pixels]()
+    for sample_id, content in _shard_rows(path, wanted):
+        some[sample_id] = decode_stored(content)
+        found += 1
+        if len(some) == at_once:
+            yield some
+            some = {}
+    if some:
+        yield some
+    if found != len(wanted):
+        raise ValueError(f"{path}: {found} of {len(wanted)} photos, expected all; run ingest again")
 
 
 def _shard_rows(shard: Path, wanted: Container[str] | None) -> Iterator[tuple[str, bytes]]:
