@@ -147,11 +147,11 @@ def true_shapes(model: MorphableModel, truth: Truth, crops: CropSet) -> tuple[np
     mean = model.mean.detach().cpu()
     embedding = geometry_embedding(basis, mean).double()
     meshes, persons = [], []
-    for person in crops.person.unique().tolist():
-        of_person = crops.mesh_index[(crops.person == person) & (crops.mesh_index >= 0)].unique()
+    for person in sorted(set(crops.person.tolist())):
+        of_person = crops.mesh_index[(crops.person == person) & (crops.mesh_index >= 0)]
         of_person = of_person[truth.neutral[of_person]]
         if len(of_person):
-            meshes.append(int(of_person[0]))
+            meshes.append(int(of_person.min()))
             persons.append(person)
     if not meshes:
         return np.zeros((0, len(basis))), np.zeros(0, np.int64)

@@ -81,10 +81,10 @@ def write_report(
     """Write report.html and pictures/*.png into the folder of the evaluation."""
     faces, images = draw_gallery(params, workspace, model, crops, truth, measured[FINAL])
     images |= draw_overviews(params, workspace, model, crops, measured[FINAL])
-    content = load_checkpoint(workspace.folder(FINAL_STAGE) / "checkpoint.pt")
+    checkpoint = load_checkpoint(workspace.folder(FINAL_STAGE) / "checkpoint.pt")
     people = {
         "identities": draw_identities(params, workspace, model, crops, measured[FINAL]),
-        "confidence": draw_confidence(content, model, crops, measured[FINAL]),
+        "confidence": draw_confidence(checkpoint, model, crops, measured[FINAL]),
     }
     images |= {name: picture for name, picture in people.items() if picture is not None}
     scans = {block: np.concatenate([np.zeros(0), *found.scan]) for block, found in measured.items()}

@@ -120,13 +120,13 @@ def build_learner(
     if needy:
         for name in needy:
             own = crops.person[crops.of_source(name)]
-            if len(own) == len(own.unique()):
+            if len(own) == len(set(own.tolist())):
                 raise ValueError(
                     f"source {name}: every photo shows another person, but its losses need several of one; list them "
                     "in persons.csv, or remove separation, center and distribution"
                 )
         photos = torch.cat([crops.of_source(name) for name in needy])
-        names = [crops.person_names[number] for number in crops.person[photos].unique().tolist()]
+        names = [crops.person_names[number] for number in sorted(set(crops.person[photos].tolist()))]
         memory = PersonMemory(names, identity_size=reconstructor.model.identity_size, center_rate=center_rate)
         memory = memory.to(trainee.fabric.device)
         memory.number(crops.person_names)

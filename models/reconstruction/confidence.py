@@ -45,6 +45,7 @@ class ConfidenceNetwork(nn.Module):
         self.up = nn.Sequential(*up)
         self.head = nn.Conv2d(width, 2, 3, padding=1)
         nn.init.zeros_(self.head.weight)
+        assert self.head.bias is not None
         # Softplus of this is the error that is expected of every pixel before anything is learned.
         nn.init.constant_(self.head.bias, float(torch.tensor(START_SIGMA - MIN_SIGMA).expm1().log()))
 
