@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,20 @@ COMMANDS = [
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a champion and the files that the documentation names."""
     from models.face.formats import save_face_model
+    from tasks.export_package import export_package
     from tasks.register import register
     from tests.tiny_face import tiny_face
 
     folder = tmp_path_factory.mktemp("documented")
     params, workspace = trained_workspace(folder)
     register(params, workspace)
+    export_package(folder / "model", workspace=workspace, checkpoint=workspace.folder("refusion"))
     for name in ("photo.jpg", "a.jpg", "b.jpg", "PHOTO.jpg"):
         write_photo(folder / name, 200)
     save_face_model(tiny_face(), folder / "MODEL.npz")
+    # What `mien export model` writes is what the registry keeps.
+    (version,) = (folder / "mlruns" / "artifacts" / "models").iterdir()
+    shutil.copytree(version / "artifacts" / "artifacts", folder / "model")
     return folder
 
 
@@ -79,7 +85,7 @@ def surroundings(block: Block) -> dict[str, Any]:
 @pytest.mark.parametrize("block", PYTHON, ids=str)
 def test_python(block: Block, inside: Path) -> None:
     torch.manual_seed(0)
-    text = "\n" * (block.line - 1) + block.text
+    text = "\n" * (block.line - 1) + block.text.replace("/path/to/workspace", str(inside))
     exec(compile(text, str(block.page), "exec"), {"__name__": "documentation", **surroundings(block)})
 
 
