@@ -28,8 +28,8 @@ from tests.tiny_workspace import Recorder
 
 STAGES: dict[str, Callable[[Params, Workspace], None]] = {"ingest": ingest, "detect_landmarks": detect_landmarks}
 
-KILLS = 3
-"""Of each stage; `python -m benchmarks.kills` does fifty over the whole pipeline."""
+KILLS = int(os.environ.get("MIEN_KILLS", "3"))
+"""Of each of these stages; `python -m benchmarks.kills` does fifty over the whole pipeline."""
 
 
 @pytest.fixture(autouse=True)

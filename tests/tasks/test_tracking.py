@@ -218,3 +218,40 @@ def wait_until_healthy(address: str, log: Path, seconds: float = 400.0) -> None:
         except (urllib.error.URLError, ConnectionError, TimeoutError):
             time.sleep(0.3)
     raise AssertionError(f"no answer from {address}:\n{log.read_text()}")
+
+
+def test_what_a_killed_run_left_open_is_ended(params: Params, workspace: Workspace) -> None:
+    client = tracking_client(params, workspace)
+    left = []
+    for stage, place in (
+        ("train_fused", workspace),
+        ("refusion", workspace),
+        ("train_fused", Workspace(Path("/other"))),
+    ):
+        with track(params, workspace, "evaluate") as run:
+            tags = {"mien.stage": stage, "mien.workspace": str(place.root.resolve())}
+            left.append(client.create_run(run.experiment_id, tags=tags).info.run_id)
+    child = client.create_run(run.experiment_id, tags={"mlflow.parentRunId": left[0]}).info.run_id
+    with track(params, workspace, "train_fused"):
+        pass
+    assert [client.get_run(one).info.status for one in (*left, child)] == ["KILLED", "RUNNING", "RUNNING", "KILLED"]
+
+
+def test_a_server_that_is_lost_midway_is_one_line(
+    params: Params, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def lost(*_: object, **__: object) -> None:
+        raise MlflowException("API request failed:\nconnection refused")
+
+    def work() -> None:
+        with track(params, workspace, "train_fused") as run:
+            for name in ("log_batch", "set_terminated"):
+                monkeypatch.setattr(MlflowClient, name, lost)
+            run.metrics({"similarity": 0.75})
+
+    with pytest.raises(TrackingError, match=r"MLflow at .* cannot be used .*; start its server") as caught:
+        work()
+    assert "\n" not in str(caught.value)
