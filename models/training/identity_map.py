@@ -21,7 +21,7 @@ PHOTOS_PER_STEP = 700
 """Whose distances to all persons are compared in a step."""
 
 LEARNING_RATE = 0.03
-CENTER_WEIGHT = 1.2
+CENTER_WEIGHT = 0.5
 ANCHOR_WEIGHT = 0.5
 """Of photos of a person apart and of the shape moved, both in mm², against one unit of cross-entropy: more of the first
 makes faces alike, less of the second makes them wrong."""
