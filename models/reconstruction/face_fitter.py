@@ -37,6 +37,12 @@ class FaceFitter(Reconstructor):
         self.sets = None
         self.photo_steps = photo_steps
 
+    def identity_map(self) -> tuple[Float[Tensor, "I I"], Float[Tensor, "I"]]:
+        """A fit leaves identities where they are probable."""
+        mean = self.model.mean
+        size = self.model.identity_size
+        return torch.eye(size, device=mean.device), torch.zeros(size, device=mean.device)
+
     def forward(
         self,
         image: Float[Tensor, "B 3 S S"],

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -322,7 +323,7 @@ def test_photos_of_a_person_share_identity_and_part_of_the_noise(face: Morphable
             noise=noise_of(0.01),
             size_px=SIZE_PX,
             crop_scale=1.4,
-            max_yaw_deg=0.0,
+            max_yaw_deg=25.0,
             generator=torch.Generator().manual_seed(0),
             photos_per_person=2,
             shared_noise=shared,
@@ -334,6 +335,8 @@ def test_photos_of_a_person_share_identity_and_part_of_the_noise(face: Morphable
         assert (faces.identity[::2].diff(dim=0).abs().sum(1) > 0).all()
         assert (faces.rotation[::2] != faces.rotation[1::2]).any()
         errors = (faces.landmarks - faces.truth).flatten(1)
-        errors = errors - errors.mean(1, keepdim=True)
-        alike = (errors[::2] * errors[1::2]).mean() / errors.square().mean()
-        assert alike == pytest.approx(shared, abs=0.05)
+        # A face that looks the other way errs in mirror image. Sizes of errors differ by a quarter from photo to photo.
+        yaw = angles_from_rotation(faces.rotation)[:, 0]
+        same = (yaw[::2] < 0.0) == (yaw[1::2] < 0.0)
+        alike = (errors[::2] * errors[1::2])[same].mean() / errors.square().mean()
+        assert alike == pytest.approx(shared * math.exp(-(0.25**2)), abs=0.06)
