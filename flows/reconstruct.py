@@ -84,7 +84,7 @@ def reconstruct(
         Aggregation | None,
         typer.Option(help="How photos of a person are put together; default: analytic.", show_default=False),
     ] = None,
-    texture_size: Annotated[int, typer.Option(min=16, max=8192, help="Side of the skin's picture in pixels.")] = 1024,
+    texture_size: Annotated[int, typer.Option(min=16, max=8192, help="Side of the skin's picture in pixels.")] = 512,
     smooth: Annotated[bool, typer.Option(help="Films: steady expression and pose by the One-Euro filter.")] = True,
     device: DeviceOption = "auto",
     workspace: WorkspaceOption = Path(),

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from models.face.formats import build_face_model
 from models.face.morphable import MorphableModel
 from models.landmarks.detector import LandmarkDetector, build_detector
@@ -59,8 +61,6 @@ def chosen_device(name: str) -> str:
 
     Raises: ValueError if there is no such device here.
     """
-    import torch
-
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -69,7 +69,10 @@ def chosen_device(name: str) -> str:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).strip().splitlines()[0][:120]
         raise ValueError(f"--device {name}: cannot be used here ({reason}); give cpu, cuda or auto") from None
-    return str(found)
+    if found.type == "cuda" and found.index is not None:
+        # Kinds of devices, without a number, are what autocast and the detectors' builders take.
+        torch.cuda.set_device(found)
+    return found.type
 
 
 def open_champion(params: Params, workspace: Workspace, *, device: str = "cpu") -> FaceReader:

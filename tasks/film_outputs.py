@@ -106,8 +106,8 @@ def write_film_weights(record: FilmRecord, path: Path) -> None:
                 cells = [f"{value:.5f}" for value in values]
                 writer.writerow([time_code(frame, fps), len(names) + len(ROTATIONS), *cells, *licence])
             return
-        names, _ = morph_targets(model)
-        writer.writerow(["time_s", *names, "yaw", "pitch", "roll", "FaceModel", "FaceModelLicence"])
+        shapes, _ = morph_targets(model)
+        writer.writerow(["time_s", *shapes, "yaw", "pitch", "roll", "FaceModel", "FaceModelLicence"])
         for time_s, row, turn in zip(record.film.times_s, weights, angles, strict=True):
             writer.writerow([f"{time_s:.5f}", *(f"{value:.5f}" for value in (*row, *turn)), *licence])
 
