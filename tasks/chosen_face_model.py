@@ -11,7 +11,7 @@ from tasks.artifacts import Workspace
 from tasks.convert import read_model_file
 from tasks.detect import open_detector
 from tasks.ensembles import open_ensemble
-from tasks.face_reader import FaceReader, on_device
+from tasks.face_reader import FaceReader, on_device, open_checkpoint
 from tasks.params import Params
 
 FITTED_MODES = 80
@@ -34,6 +34,10 @@ def open_with_face_model(
     if checkpoint is not None:
         model, _ = read_model_file(path, identity_modes=params.face_model.identity_modes)
         paths = [checkpoint] if isinstance(checkpoint, Path) else list(checkpoint)
+        # Each must have been trained with this face model; an ensemble alone would take the one that it knows.
+        readers = [open_checkpoint(one, params, workspace, device=device, model=model) for one in paths]
+        if len(readers) == 1:
+            return readers[0]
         return open_ensemble(paths, params, workspace, device=device, model=model)
     model, _ = read_model_file(path, identity_modes=FITTED_MODES)
 
