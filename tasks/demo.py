@@ -22,12 +22,13 @@ from models.animation.clip import FRAME_RATE_HZ, SAMPLE_RATE_HZ
 from models.animation.gltf import MorphFace, write_animated_glb
 from models.face.morphable import MorphableModel
 from models.face.procedural_expressions import ARKIT_NAMES
+from models.reconstruction.face_meshes import TEXTURE_PX
 from models.reconstruction.photos import Which
 from tasks.animate import SpeakingNetwork, animate_sound, open_network, read_speech, write_animation
 from tasks.artifacts import Workspace
 from tasks.face_model import load_face_model
 from tasks.face_reader import FaceReader, open_champion, open_checkpoint
-from tasks.face_record import TEXTURE_PX, FaceRecord, Palette
+from tasks.face_record import FaceRecord, Palette
 from tasks.faces_to_animate import open_face
 from tasks.images import decode
 from tasks.outputs import OutputWriter
