@@ -102,6 +102,8 @@ def _dask(params: RunnerParams) -> Iterator[Spread]:
 def _ray(params: RunnerParams) -> Iterator[Spread]:
     # Set before the import, which reads it.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Of its own accord Ray lets its workers yield to everything else on the machine, and on a busy one they never end.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray
     except ImportError:
