@@ -22,7 +22,6 @@ from models.reconstruction.reconstructor import Reconstructor, load_reconstructo
 from models.training.data import CropSet
 from models.training.loop import build_fabric
 from models.training.progress import forget_progress
-from models.types import Batch
 from tasks.artifacts import (
     Workspace,
     load_checkpoint,
@@ -34,14 +33,14 @@ from tasks.artifacts import (
 )
 from tasks.compare import Result, write_comparison
 from tasks.dataset import load_crops
-from tasks.evaluate import predict_mean_face, predict_optimised
 from tasks.face_model import load_face_model
 from tasks.identity_report import identity_metrics, true_shapes
 from tasks.measure import Measured, Predict, Truth, measure_stage, prepare_truth, summarize
 from tasks.params import Params
+from tasks.predictions import predict_mean_face, predict_network, predict_optimised
 from tasks.refusion import best_round, fuse_again, write_rows
 from tasks.tracking import TrackedRun, finite, track_experiment, tracking_uri
-from tasks.train import fit, labelled_shares, load_trainee
+from tasks.train import EVALUATION_BATCH, fit, labelled_shares, load_trainee
 from tasks.trials import Experiment, Training, Trial, is_measured, plan, weights_path
 from tasks.variants import with_changed_labels
 
@@ -100,7 +99,6 @@ class Bench:
     model: MorphableModel
     crops: CropSet
     truth: Truth
-    batch_size: int
     device: torch.device
 
     @classmethod
@@ -109,12 +107,12 @@ class Bench:
         model = load_face_model(params, workspace)
         crops = load_crops(workspace, params, split="test")
         device = build_fabric(device=params.project.device, precision=params.project.precision).device
-        return cls(model, crops, prepare_truth(model, crops), params.evaluate.batch_size, device)
+        return cls(model, crops, prepare_truth(model, crops), device)
 
     def measure(self, predict: Predict) -> Measured:
         """Measure every photo of the split."""
         return measure_stage(
-            predict, self.crops, model=self.model, truth=self.truth, batch_size=self.batch_size, device=self.device
+            predict, self.crops, model=self.model, truth=self.truth, batch_size=EVALUATION_BATCH, device=self.device
         )
 
     def identity(self, measured: Measured) -> dict[str, float | None]:
@@ -269,15 +267,7 @@ def _predictor(trial: Trial, checkpoint: Path, bench: Bench) -> Predict:
         model = bench.model.to(bench.device)
         return lambda batch: without_network(model, batch)
     reconstructor = load_reconstructor(load_checkpoint(checkpoint), bench.model).to(bench.device)
-
-    def predict(batch: Batch) -> Any:
-        image = batch.image.contiguous(memory_format=torch.channels_last)
-        coefficients = reconstructor(image, batch.landmarks, batch.confidence)
-        drawn = reconstructor.reconstruct(coefficients, batch.camera, shade=True)
-        assert drawn.rendering is not None
-        return coefficients, drawn.rendering, drawn.landmarks
-
-    return predict
+    return lambda batch: predict_network(reconstructor, batch)
 
 
 def _read_result(trial: Trial, out: Path) -> Result:

@@ -35,8 +35,9 @@ from tasks.artifacts import (
     write_json,
     write_table,
 )
-from tasks.evaluate import BLOCKS, SAMPLE_MEASURES, evaluate, predict_mean_face
+from tasks.evaluate import BLOCKS, SAMPLE_MEASURES, evaluate
 from tasks.params import Params, parse_params
+from tasks.predictions import predict_mean_face
 
 SIZE_PX = 48
 YAW_DEG = (-70.0, -20.0, 0.0, 10.0, 40.0, 5.0)
