@@ -7,6 +7,7 @@ that a stage writes the same bytes on each and its memory does not grow with the
 from __future__ import annotations
 
 import multiprocessing
+import logging
 import os
 import threading
 import time
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tasks.fan_out import Spread
-    from tasks.params import RunnerParams
+    from tasks.runner_params import RunnerParams
 
 FANNED_OUT = frozenset({"ingest", "detect_landmarks", "evaluate"})
 """Stages that hand out their work; the others are one piece."""
@@ -85,13 +86,15 @@ def _dask(params: RunnerParams) -> Iterator[Spread]:
     count = _workers(params)
     try:
         if params.address:
-            with Client(params.address, timeout=30) as client:
+            with Client(params.address, timeout=30) as client:  # type: ignore[no-untyped-call]
                 yield _spread_with(_DaskTasks(client), max(1, sum(client.nthreads().values())))
             return
         with (
             _environment(ONE_THREAD),
-            LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
-            Client(cluster) as client,
+            LocalCluster(  # type: ignore[no-untyped-call]
+                n_workers=count, threads_per_worker=1, dashboard_address=None, silence_logs=50
+            ) as cluster,
+            Client(cluster) as client,  # type: ignore[no-untyped-call]
         ):
             yield _spread_with(_DaskTasks(client), count)
     except TimeoutError:
@@ -111,11 +114,11 @@ def _ray(params: RunnerParams) -> Iterator[Spread]:
     count = _workers(params)
     where: dict[str, Any] = {"address": params.address} if params.address else {"num_cpus": count}
     try:
-        ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(**where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except ConnectionError as error:
         raise RunnerError(f"runner ray: {params.address} does not answer ({error}); start the cluster") from None
     try:
-        yield _spread_with(_RayTasks(ray), int(ray.cluster_resources().get("CPU", count)))
+        yield _spread_with(_RayTasks(ray), int(ray.cluster_resources().get("CPU", count)))  # type: ignore[no-untyped-call]
     finally:
         ray.shutdown()
 

@@ -114,4 +114,4 @@ def _grow(
         draw_line(layer, strand, colour * tone[number], thickness)
         draw_line(mask, strand, 255, thickness)
     mask = cv2.GaussianBlur(mask, (0, 0), max(0.5, 0.004 * width)).astype(np.uint8)
-    blend(image, layer, mask)
+    blend(image, layer.astype(np.float32), mask)
