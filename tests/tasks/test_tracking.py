@@ -196,7 +196,8 @@ def test_a_team_server_on_postgresql_and_an_object_store(params: Params, tmp_pat
                     run.metrics({"similarity": 0.75})
                     run.artifact(tmp_path / "note.txt")
                 run.client.create_registered_model("faces")
-                version = run.client.create_model_version("faces", "nowhere", run_id=run.run_id)
+                source = run.client.get_run(run.run_id).info.artifact_uri
+                version = run.client.create_model_version("faces", source, run_id=run.run_id)
                 run.client.set_registered_model_alias("faces", "champion", version.version)
                 found = tracking_client(remote, place)
                 assert found.get_run(run.run_id).data.metrics["similarity"] == 0.75
