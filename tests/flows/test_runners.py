@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
-import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from tasks.images import encode
 from tasks.ingest import ingest
 from tasks.params import Params
 from tasks.runner_params import RunnerParams
-from tests.faults.killed import digests, ended, start
+from tests.faults.killed import digests
 from tests.ingest_sources import TINY, content, params, photos, picture, put
 from tests.tiny_face import tiny_face
 
@@ -140,19 +140,29 @@ def test_a_worker_that_is_killed_is_named() -> None:
         list(spread(os._exit, [1]))
 
 
-def test_workers_end_when_their_parent_is_killed() -> None:
-    def hold() -> None:
-        with open_runner(RunnerParams(kind="processes", workers=1)) as spread:
-            worker = next(spread(operator.methodcaller("__call__"), [os.getpid]))
-            os.write(writing, str(worker).encode())
-            time.sleep(60)
+PARENT = """
+import operator, os, time
+from flows.runners import open_runner
+from tasks.runner_params import RunnerParams
 
-    reading, writing = os.pipe()
-    parent = start(hold)
-    worker = int(os.read(reading, 20))
-    os.kill(parent, signal.SIGKILL)
-    ended(parent)
-    deadline = time.monotonic() + 20
+if __name__ == "__main__":
+    with open_runner(RunnerParams(kind="processes", workers=1)) as spread:
+        print(next(spread(operator.methodcaller("__call__"), [os.getpid])), flush=True)
+        time.sleep(600)
+"""
+
+
+def test_workers_end_when_their_parent_is_killed(tmp_path: Path, repository: Path) -> None:
+    (tmp_path / "parent.py").write_text(PARENT)
+    environment = os.environ | {"PYTHONPATH": str(repository)}
+    with subprocess.Popen(
+        [sys.executable, "parent.py"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
+    ) as parent:
+        assert parent.stdout
+        worker = int(parent.stdout.readline())
+        assert runs(worker)
+        parent.kill()
+    deadline = time.monotonic() + 30
     while runs(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not runs(worker)
