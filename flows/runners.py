@@ -6,8 +6,8 @@ that a stage writes the same bytes on each and its memory does not grow with the
 
 from __future__ import annotations
 
-import multiprocessing
 import logging
+import multiprocessing
 import os
 import threading
 import time
