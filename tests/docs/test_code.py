@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import typer.testing
@@ -48,14 +47,12 @@ COMMANDS = [
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with a champion and the files that the documentation names."""
     from models.face.formats import save_face_model
-    from tasks.export_package import export_package
     from tasks.register import register
     from tests.tiny_face import tiny_face
 
     folder = tmp_path_factory.mktemp("documented")
     params, workspace = trained_workspace(folder)
     register(params, workspace)
-    export_package(folder / "model", workspace=workspace, checkpoint=workspace.folder("refusion"))
     for name in ("photo.jpg", "a.jpg", "b.jpg", "PHOTO.jpg"):
         write_photo(folder / name, 200)
     save_face_model(tiny_face(), folder / "MODEL.npz")
@@ -78,7 +75,7 @@ def surroundings(block: Block) -> dict[str, Any]:
 
         reach = reach_of_layers(layers=1, position_kernel=9, memory=20, lookahead=8)
         settings = AnimatorSettings(("joy",), ("plain",), width=16, layers=1, heads=2, feed_forward=16, **reach)
-        return {"animator": Animator(settings).eval(), "microphone": [np.zeros(1600, np.float32)] * 8}
+        return {"animator": Animator(settings).eval(), "microphone": [torch.zeros(1600)] * 8}
     return {}
 
 
@@ -91,7 +88,9 @@ def test_python(block: Block, inside: Path) -> None:
 
 @pytest.mark.parametrize(("block", "command"), COMMANDS, ids=lambda value: str(value)[:60])
 def test_commands(block: Block, command: str, inside: Path) -> None:
-    words = [word.replace("MODEL", "MODEL.npz") if word == "MODEL" else word for word in shlex.split(command)[1:]]
+    # The workspace's own face model is called face.npz.
+    files = {"MODEL": "MODEL.npz", "face.npz": "converted.npz"}
+    words = [files.get(word, word) for word in shlex.split(command, comments=True)[1:]]
     missing = [word for word in words if word.endswith((".jpg", ".wav")) and not Path(word).exists()]
     assert not missing, f"{block}: name a photo that the fixture makes, not {missing}"
     result = typer.testing.CliRunner().invoke(app, words)
