@@ -110,6 +110,9 @@ SHAPE, POSE = {"identity", "expression"}, {"rotation", "translation"}
         (("expression_prior",), {"expression"}),
         (("albedo_prior",), {"albedo"}),
         (("light_prior",), {"lighting"}),
+        (("symmetry",), {"identity"}),
+        (("albedo_variance",), {"albedo"}),
+        (("skin_photo",), SHAPE | POSE | {"albedo", "lighting"}),
     ],
 )
 def test_each_term_reaches_exactly_its_coefficients(
@@ -123,6 +126,7 @@ def test_every_term_is_covered_above() -> None:
         *("vertex", "normal", "photo_on_scan", "landmark_on_scan", "photo", "landmark"),
         *("photo_likelihood", "separation", "distance_separation", "center", "distribution"),
         *("identity_anchor", "identity_prior", "expression_prior", "albedo_prior", "light_prior"),
+        *("symmetry", "albedo_variance", "skin_photo"),
     }
 
 
