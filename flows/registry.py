@@ -147,10 +147,10 @@ def _show(name: str, rows: list[dict[str, Any]]) -> None:
     from rich.table import Table
 
     metrics = sorted({key for row in rows for key in row["metrics"]})
-    headings = (key.replace("_", " ").replace(".", "\n", 1) for key in metrics)
+    headings = (key.partition(".")[2].replace("_", " ") for key in metrics)
     table = Table(title=name)
     for heading in ("version", "alias", "made", "rules", "repro-\nducible", *headings):
-        table.add_column(heading, overflow="fold")
+        table.add_column(heading, overflow="fold", no_wrap=heading == "alias")
     for row in rows:
         failed = ", ".join(row["failed_rules"])
         rules = row["promotion"] or "–"
@@ -159,7 +159,7 @@ def _show(name: str, rows: list[dict[str, Any]]) -> None:
         aliases = [*row["aliases"], *(["rolled back"] if row["rolled_back"] else [])]
         table.add_row(
             str(row["version"]),
-            ", ".join(aliases),
+            "\n".join(aliases),
             row["made"][:10],
             f"{rules}: {failed}" if failed else rules,
             again,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ CODE_PATHS = ("flows", "tasks", "models", "dvc.yaml")
 """What a result can depend on; files beside it may differ from the commit."""
 
 MOST_NAMED = 4
+
+SHORT_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?[eE][+-]?\d+")
 
 FILES = {"params": "params.yaml", "graph": "dvc.yaml", "lock": "dvc.lock", "config": ".dvc/config"}
 """Of a workspace, kept with every version under the name of the file."""
@@ -129,7 +132,20 @@ def read_lock(path: Path) -> dict[str, Any]:
     """The stages of a `dvc.lock`; empty where there is none."""
     if not path.is_file():
         return {}
-    return dict((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages") or {})
+    stages = dict((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("stages") or {})
+    return {
+        name: entry | {"params": _with_numbers(entry["params"])} if "params" in entry else entry
+        for name, entry in stages.items()
+    }
+
+
+def _with_numbers(value: Any) -> Any:
+    """DVC writes 1e-05, a number in YAML 1.2 and text in YAML 1.1, which is what everybody else reads."""
+    if isinstance(value, dict):
+        return {key: _with_numbers(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    return float(value) if isinstance(value, str) and SHORT_NUMBER.fullmatch(value) else value
 
 
 def _code() -> tuple[str | None, Known]:
@@ -163,7 +179,7 @@ def _recorded(workspace: Workspace, stages: Sequence[str]) -> tuple[dict[str, An
         f"{name}: {section}"
         for name, entry in kept.items()
         for section, value in entry.get("params", {}).get(FILES["params"], {}).items()
-        if now.get(section) != value
+        if _with_numbers(now.get(section)) != value
     ]
     if changed:
         params = Known("no", f"{named(changed)} in params.yaml is not what was run; run `dvc repro`")

@@ -95,6 +95,16 @@ def test_parameters_that_were_edited_since(workspace: Workspace, checkout: Path)
     assert found(workspace)["params"] == expected
 
 
+def test_small_numbers_are_the_same_in_both_files(workspace: Workspace, checkout: Path) -> None:
+    lock = workspace.root / "dvc.lock"
+    # As DVC writes what it read as 1.0e-5.
+    lock.write_text(lock.read_text().replace("n: 1", "n: [1e-05, 2]"))
+    workspace.params.write_text("ingest: {n: [1.0e-5, 2]}")
+    assert found(workspace)["params"][0] == "yes"
+    workspace.params.write_text("ingest: {n: [1.0e-6, 2]}")
+    assert found(workspace)["params"][0] == "no"
+
+
 def test_hash_of_weights(tmp_path: Path) -> None:
     content = {"state": {"b": torch.arange(3.0), "a": torch.tensor(1.0)}, "width": 4}
     save_checkpoint(tmp_path / "one.pt", content)
