@@ -117,6 +117,8 @@ def _packages() -> Iterator[Finding]:
     good, bad = 0, []
     for entry in requirements():
         requirement = Requirement(entry)
+        if requirement.name == "mien":  # an extra that brings another one, which has a line of its own
+            continue
         extra = next((name for name in _extra_names(entry) if _applies(requirement, name)), None)
         if extra is None and not _applies(requirement, ""):
             continue

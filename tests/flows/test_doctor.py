@@ -69,7 +69,13 @@ def test_weights_are_looked_for_where_torch_keeps_them(
 
 def test_wrong_versions_break_the_core_and_extras_are_optional(monkeypatch: pytest.MonkeyPatch) -> None:
     version = metadata.version("numpy")
-    wanted = [f"numpy>{version}", "no-such-thing>=2", "torch", "another-thing ; extra == 'dask'"]
+    wanted = [
+        f"numpy>{version}",
+        "no-such-thing>=2",
+        "torch",
+        "another-thing ; extra == 'dask'",
+        "mien[dask] ; extra == 'dask'",
+    ]
     monkeypatch.setattr(module, "requirements", lambda: [*wanted, "never ; python_version < '3'"])
     core, extra = module._packages()
     assert core.state == "broken"
