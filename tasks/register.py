@@ -32,8 +32,17 @@ from models.landmarks.portable import (
 )
 from models.network_export import export_reconstructor
 from models.onnx_graph import TOLERANCE
-from models.reconstruction.reconstructor import Reconstructor, load_reconstructor
-from tasks.artifacts import CLEAN, Workspace, load_checkpoint, read_json, read_table, replace_folder, write_json
+from models.reconstruction.reconstructor import Reconstructor, load_reconstructor, reconstructor_content
+from tasks.artifacts import (
+    CLEAN,
+    Workspace,
+    load_checkpoint,
+    read_json,
+    read_table,
+    replace_folder,
+    save_checkpoint,
+    write_json,
+)
 from tasks.face_model import load_face_model
 from tasks.model_card import model_card
 from tasks.params import Params
@@ -105,7 +114,8 @@ def write_package(folder: Path, params: Params, workspace: Workspace, model: Mor
     Raises: FileNotFoundError or ValueError with a one-line remedy.
     """
     reconstructor = load_reconstructor(load_checkpoint(checkpoint(workspace)), model)
-    shutil.copy(checkpoint(workspace), folder / PACKAGE_FILES["reconstructor_checkpoint"])
+    # Not the file itself: what training remembers of its persons is nobody else's business.
+    save_checkpoint(folder / PACKAGE_FILES["reconstructor_checkpoint"], reconstructor_content(reconstructor))
     save_face_model(model, folder / PACKAGE_FILES["face_model"])
     deviations = {"reconstructor": export_reconstructor(reconstructor, folder / PACKAGE_FILES["reconstructor"])}
     detector = None

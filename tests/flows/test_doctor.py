@@ -12,6 +12,7 @@ import typer.testing
 from flows import doctor as module
 from flows.cli import app
 from flows.doctor import Finding, examine, requirements
+from tasks.artifacts import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def test_what_is_there_is_said_to_work(findings: dict[tuple[str, str], Finding])
 def test_what_is_missing_is_named_with_its_place(findings: dict[tuple[str, str], Finding], workspace: Path) -> None:
     model = findings["workspace", "face model"]
     assert (model.state, model.text) == ("broken", f"npz: {workspace / 'nowhere.npz'} (not there)")
-    assert findings["workspace", "artifacts"].text.startswith("1 of 14 stages made")
+    assert findings["workspace", "artifacts"].text.startswith(f"1 of {len(STAGES)} stages made")
     assert findings["workspace", "registry"].state == "absent"
     assert findings["workspace", "landmark detector"].text.endswith("train_detector/checkpoint.pt (not there)")
     assert not (workspace / "mlruns").exists()

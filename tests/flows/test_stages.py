@@ -11,9 +11,11 @@ import yaml
 
 from flows import stages
 from flows.__main__ import main
+from flows.runners import FANNED_OUT
 from flows.stages import FUNCTIONS, SHARED, check_processes, run_stage, stage_function
 from flows.workspace import create_workspace, preset_path
 from tasks.artifacts import Workspace, write_json
+from tasks.fan_out import Spread
 from tasks.params import Params, ParamsError
 
 
@@ -33,7 +35,8 @@ def workspace(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_the_table_names_functions_of_params_and_workspace(name: str) -> None:
-    assert list(inspect.signature(stage_function(name)).parameters) == ["params", "workspace"]
+    handed_out = ["spread"] if name in FANNED_OUT else []
+    assert list(inspect.signature(stage_function(name)).parameters) == ["params", "workspace", *handed_out]
 
 
 def test_an_unknown_stage_is_refused() -> None:
@@ -65,7 +68,8 @@ def test_a_process_beside_the_first_runs_the_plain_function(workspace: Path, mon
 def test_a_stage_is_a_flow_run_of_its_name(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect.client.orchestration import get_client
 
-    def ingest(params: Params, place: Workspace) -> None:
+    def ingest(params: Params, place: Workspace, *, spread: Spread) -> None:
+        assert list(spread(len, ["a", "bc"])) == [1, 2]
         write_json(place.folder("ingest") / "summary.json", {"seed": params.project.seed})
 
     monkeypatch.setattr(stages, "stage_function", lambda _name: ingest)

@@ -15,7 +15,7 @@ def test_pairs_with_a_photo_that_failed_are_left_out() -> None:
     generator = np.random.default_rng(0)
     persons = generator.normal(size=(40, 3))
     identities = {
-        Path(f"{person}-{photo}"): persons[person] + 0.1 * generator.normal(size=3)
+        Path(f"{person}-{photo}"): persons[person] + 0.05 * generator.normal(size=3)
         for person in range(40)
         for photo in range(2)
     }
