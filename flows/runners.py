@@ -86,15 +86,13 @@ def _dask(params: RunnerParams) -> Iterator[Spread]:
     count = _workers(params)
     try:
         if params.address:
-            with Client(params.address, timeout=30) as client:  # type: ignore[no-untyped-call]
+            with Client(params.address, timeout=30) as client:
                 yield _spread_with(_DaskTasks(client), max(1, sum(client.nthreads().values())))
             return
         with (
             _environment(ONE_THREAD),
-            LocalCluster(  # type: ignore[no-untyped-call]
-                n_workers=count, threads_per_worker=1, dashboard_address=None, silence_logs=50
-            ) as cluster,
-            Client(cluster) as client,  # type: ignore[no-untyped-call]
+            LocalCluster(n_workers=count, threads_per_worker=1, dashboard_address=None, silence_logs=50) as cluster,
+            Client(cluster) as client,
         ):
             yield _spread_with(_DaskTasks(client), count)
     except TimeoutError:
@@ -118,7 +116,7 @@ def _ray(params: RunnerParams) -> Iterator[Spread]:
     except ConnectionError as error:
         raise RunnerError(f"runner ray: {params.address} does not answer ({error}); start the cluster") from None
     try:
-        yield _spread_with(_RayTasks(ray), int(ray.cluster_resources().get("CPU", count)))  # type: ignore[no-untyped-call]
+        yield _spread_with(_RayTasks(ray), int(ray.cluster_resources().get("CPU", count)))
     finally:
         ray.shutdown()
 
