@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from tasks.params import ParamsError
-from tasks.promotion import fault_line
+from tasks.promotion import read_policy
 from tasks.shipped import SHIPPED
 from tasks.source_params import PositiveCount, Section
 
@@ -66,15 +64,4 @@ def load_monitoring(path: Path = MONITORING_PATH) -> MonitoringPolicy:
 
     Raises: ParamsError naming the file, the key, what was found and what was expected, one line per fault.
     """
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ParamsError(f"{path}: no such file; restore it from the repository") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else ""
-        raise ParamsError(f"{path.name}: not valid YAML{place}; check indentation and brackets") from None
-    try:
-        return MonitoringPolicy.model_validate(data)
-    except ValidationError as error:
-        raise ParamsError("\n".join(fault_line(path.name, fault) for fault in error.errors())) from None
+    return read_policy(path, MonitoringPolicy)

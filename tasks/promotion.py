@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -99,6 +99,17 @@ def load_policy(path: Path = POLICY_PATH) -> PromotionPolicy:
 
     Raises: ParamsError naming the file, the key, what was found and what was expected, one line per fault.
     """
+    return read_policy(path, PromotionPolicy)
+
+
+Policy = TypeVar("Policy", bound=Section)
+
+
+def read_policy(path: Path, kind: type[Policy]) -> Policy:
+    """Read a file of rules or limits that comes with the repository.
+
+    Raises: ParamsError naming the file, the key, what was found and what was expected, one line per fault.
+    """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -108,9 +119,9 @@ def load_policy(path: Path = POLICY_PATH) -> PromotionPolicy:
         place = f" in line {mark.line + 1}" if mark else ""
         raise ParamsError(f"{path.name}: not valid YAML{place}; check indentation and brackets") from None
     try:
-        return PromotionPolicy.model_validate(data)
+        return kind.model_validate(data)
     except ValidationError as error:
-        raise ParamsError("\n".join(fault_line(path.name, fault) for fault in error.errors())) from None
+        raise ParamsError("\n".join(_fault_line(path.name, fault) for fault in error.errors())) from None
 
 
 def judge(
@@ -231,7 +242,7 @@ def _missing(rule: Rule, detail: str) -> Verdict:
     return Verdict(rule.name, "skipped" if rule.when_missing == "skip" else "failed", detail)
 
 
-def fault_line(name: str, fault: Any) -> str:
+def _fault_line(name: str, fault: Any) -> str:
     """One fault that pydantic found in a file, in a line."""
     key = ".".join(str(part) for part in fault["loc"]) or "(top level)"
     if fault["type"] == "extra_forbidden":
