@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.console import Answer, JsonOption, QuietOption, WorkspaceOption, command, examples
+from flows.console import AnimatorOption, Answer, JsonOption, QuietOption, WorkspaceOption, command, examples
 
 EXAMPLES = examples(
     "mien animate speech.wav -o spoken",
@@ -25,9 +25,7 @@ def animate(
     ] = None,
     emotion: Annotated[str | None, typer.Option(help="An emotion that was learned; default: any.")] = None,
     style: Annotated[str | None, typer.Option(help="A speaking style that was learned; default: any.")] = None,
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights of train_animator; default: the registry's champion.")
-    ] = None,
+    checkpoint: AnimatorOption = None,
     preview: Annotated[bool, typer.Option(help="Write the film as well.")] = True,
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,

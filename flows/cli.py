@@ -52,14 +52,11 @@ app.add_typer(model_app, name="model")
 app.add_typer(experiment_app, name="experiment")
 app.add_typer(registry_app, name="registry")
 
-debugging = False
-
 
 @app.callback()
 def options(debug: Annotated[bool, typer.Option("--debug", help="Show the whole trace of an error.")] = False) -> None:
     """Learn to turn face photographs into 3D faces, and do it."""
-    global debugging
-    settings.debug = debugging = debug
+    settings.debug = debug
 
 
 @app.command(epilog=examples("mien run", "mien run evaluate --workspace workspaces/portraits"))

@@ -21,6 +21,12 @@ from flows.environment import prepare
 from flows.failures import reported
 
 WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder with params.yaml and artifacts/.")]
+CheckpointOption = Annotated[
+    Path | None, typer.Option(help="Weights of a training stage; default: the registry's champion.")
+]
+AnimatorOption = Annotated[
+    Path | None, typer.Option(help="Weights of train_animator; default: the registry's champion.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Answer with one JSON document.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but what went wrong.")]
 VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Say more.")]

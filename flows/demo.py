@@ -12,7 +12,7 @@ from typing import Annotated
 
 import typer
 
-from flows.console import WorkspaceOption, command, examples
+from flows.console import AnimatorOption, CheckpointOption, WorkspaceOption, command, examples
 
 LOOPBACK = ("127.0.0.1", "localhost")
 EXAMPLES = examples("mien demo", "mien demo --workspace workspaces/portraits --port 8000 --no-open")
@@ -20,12 +20,8 @@ EXAMPLES = examples("mien demo", "mien demo --workspace workspaces/portraits --p
 
 def demo(
     workspace: WorkspaceOption = Path(),
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights of a training stage; default: the registry's champion.")
-    ] = None,
-    animator: Annotated[
-        Path | None, typer.Option(help="Weights of train_animator; default: the registry's champion.")
-    ] = None,
+    checkpoint: CheckpointOption = None,
+    animator: AnimatorOption = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 7860,
     show: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,

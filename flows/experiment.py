@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flows.environment import prepare
-from flows.failures import reported
+from flows.console import WorkspaceOption, command
 
 if TYPE_CHECKING:
     from tasks.params import Params
@@ -23,7 +22,6 @@ app = typer.Typer(
     help="Train variants on the data of a workspace, with several seeds, and compare them.", no_args_is_help=True
 )
 
-WorkspaceOption = Annotated[Path, typer.Option("--workspace", "-w", help="Folder with params.yaml and artifacts/.")]
 SeedsOption = Annotated[int, typer.Option(min=1, help="Trainings of every variant.")]
 OutOption = Annotated[
     Path | None, typer.Option("--out", "-o", help="Folder; default: .mien/experiments/NAME of the workspace.")
@@ -183,10 +181,7 @@ def priors(
 @contextmanager
 def _prepared(workspace: Path, settings: list[str] | None, factor: float, image_only: bool) -> Iterator[Params]:
     """The parameters of the workspace with the changes asked for, and errors in one line."""
-    from flows import cli
-
-    prepare(workspace)
-    with reported(workspace, "experiment", debug=cli.debugging):
+    with command("experiment", workspace):
         from flows.workspace import changed, read_yaml
         from tasks.params import load_params, parse_params
         from tasks.variants import scaled, without_landmarks
@@ -249,8 +244,8 @@ def _run(
         return
     for chatty in CHATTY:
         logging.getLogger(chatty).setLevel(logging.WARNING)
-    command = " ".join(["mien", *(shlex.quote(argument) for argument in sys.argv[1:])])
-    run_experiment(experiment, params, place, folder, seeds=seeds, command=command, only=names or (), say=_say)
+    typed = " ".join(["mien", *(shlex.quote(argument) for argument in sys.argv[1:])])
+    run_experiment(experiment, params, place, folder, seeds=seeds, command=typed, only=names or (), say=_say)
     print((folder / f"{experiment.name}.md").read_text(encoding="utf-8"))
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.console import Answer, JsonOption, QuietOption, WorkspaceOption, command, examples
+from flows.console import Answer, CheckpointOption, JsonOption, QuietOption, WorkspaceOption, command, examples
 
 EXAMPLES = examples(
     "mien export model",
@@ -18,9 +18,7 @@ EXAMPLES = examples(
 
 def export(
     out: Annotated[Path, typer.Argument(help="Folder to make.", show_default=False)],
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights of a training stage; default: the registry's champion.")
-    ] = None,
+    checkpoint: CheckpointOption = None,
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from flows.console import Answer, JsonOption, QuietOption, WorkspaceOption, command, examples
+from flows.console import Answer, CheckpointOption, JsonOption, QuietOption, WorkspaceOption, command, examples
 
 EXAMPLES = examples(
     "mien verify lfw --pairs lfw/pairs.txt",
@@ -22,9 +22,7 @@ def verify(
     pairs: Annotated[
         Path, typer.Option(help="List in LFW's format, or lines of two photos and 1 (one person) or 0 (two).")
     ],
-    checkpoint: Annotated[
-        Path | None, typer.Option(help="Weights of a training stage; default: the registry's champion.")
-    ] = None,
+    checkpoint: CheckpointOption = None,
     workspace: WorkspaceOption = Path(),
     as_json: JsonOption = False,
     quiet: QuietOption = False,

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from tasks.params import ParamsError
 from tasks.provenance import ASPECTS, Aspect, Known
 from tasks.shipped import SHIPPED
 from tasks.source_params import Section
+from tasks.yaml_file import YamlError, read_yaml
 
 CHAMPION = "champion"
 
@@ -111,13 +111,11 @@ def read_policy(path: Path, kind: type[Policy]) -> Policy:
     Raises: ParamsError naming the file, the key, what was found and what was expected, one line per fault.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = read_yaml(path)
     except FileNotFoundError:
         raise ParamsError(f"{path}: no such file; restore it from the repository") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else ""
-        raise ParamsError(f"{path.name}: not valid YAML{place}; check indentation and brackets") from None
+    except YamlError as error:
+        raise ParamsError(str(error)) from None
     try:
         return kind.model_validate(data)
     except ValidationError as error:

@@ -10,10 +10,10 @@ import yaml
 from models.animation.animator import Animator, AnimatorSettings, reach_of_layers
 from models.animation.lips import calibrate_lips
 from models.face.formats import build_face_model
-from models.reconstruction.reconstructor import Reconstructor, ReconstructorSettings, reconstructor_content
+from models.reconstruction.reconstructor import Reconstructor, reconstructor_content
 from tasks.animator_checkpoint import checkpoint_content
 from tasks.artifacts import Workspace, save_checkpoint
-from tests.tasks.trained_workspace import trained_workspace
+from tests.tasks.trained_workspace import SMALL_NETWORK, trained_workspace
 
 
 def demo_workspace(root: Path) -> Workspace:
@@ -25,17 +25,7 @@ def demo_workspace(root: Path) -> Workspace:
     workspace.params.write_text(yaml.safe_dump(params))
     model = build_face_model("procedural", identity_modes=6)
     torch.manual_seed(0)
-    settings = ReconstructorSettings(
-        crop_size_px=64,
-        crop_scale=1.35,
-        geometry_width=32,
-        geometry_blocks=1,
-        geometry_refinements=1,
-        backbone="resnet-slim",
-        width=8,
-        features=32,
-    )
-    reconstructor = Reconstructor(model, settings)
+    reconstructor = Reconstructor(model, SMALL_NETWORK)
     save_checkpoint(workspace.folder("refusion") / "checkpoint.pt", reconstructor_content(reconstructor))
     reach = reach_of_layers(layers=1, position_kernel=9, memory=20, lookahead=8)
     speaker = AnimatorSettings(("joy",), ("plain",), width=16, layers=1, heads=2, feed_forward=16, **reach)

@@ -41,6 +41,18 @@ train_fused: *training
 """
 
 
+SMALL_NETWORK = ReconstructorSettings(
+    crop_size_px=64,
+    crop_scale=1.35,
+    geometry_width=32,
+    geometry_blocks=1,
+    geometry_refinements=1,
+    backbone="resnet-slim",
+    width=8,
+    features=32,
+)
+
+
 def trained_workspace(root: Path) -> tuple[Params, Workspace]:
     """Everything that register and reconstruct read; the detector takes anything for a face."""
     workspace = Workspace(root)
@@ -48,17 +60,7 @@ def trained_workspace(root: Path) -> tuple[Params, Workspace]:
     model = tiny_face()
     save_face_model(model, root / "face.npz")
     torch.manual_seed(0)
-    settings = ReconstructorSettings(
-        crop_size_px=64,
-        crop_scale=1.35,
-        geometry_width=32,
-        geometry_blocks=1,
-        geometry_refinements=1,
-        backbone="resnet-slim",
-        width=8,
-        features=32,
-    )
-    reconstructor = Reconstructor(model, settings)
+    reconstructor = Reconstructor(model, SMALL_NETWORK)
     torch.nn.init.normal_(reconstructor.encoder.correction.weight, std=0.1)
     remembered = {"persons": ["ann"], "state": {"centers": torch.ones(1, 4)}}
     content = {**reconstructor_content(reconstructor), "persons": remembered}
