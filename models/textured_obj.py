@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from models.face.inner_shapes import Piece
+
 SKIN, PLAIN = "skin", "skin_without_picture"
 
 
@@ -24,11 +26,14 @@ def write_textured_obj(
     plain: Bool[np.ndarray, "F"],
     picture: str,
     header: Sequence[str] = (),
+    inner: Float[np.ndarray, "P 3"] | None = None,
+    pieces: Sequence[Piece] = (),
 ) -> None:
     """Write `<path>.obj` and, beside it, the `.mtl` that names the picture's file.
 
     `plain` triangles have no place in the picture and show the vertices' colours, which stand after the coordinates,
-    where MeshLab and Blender read them. `header` is repeated in both files as comments.
+    where MeshLab and Blender read them. `pieces` of points `inner`, such as eyes, come after the face in colours of
+    their own. `header` is repeated in both files as comments.
     Raises: ValueError if the arrays do not fit together.
     """
     count = len(vertices)
@@ -45,14 +50,19 @@ def write_textured_obj(
         f"v {x:.4f} {y:.4f} {z:.4f} {red:.4f} {green:.4f} {blue:.4f}"
         for (x, y, z), (red, green, blue) in zip(vertices.tolist(), shown.tolist(), strict=True)
     ]
+    if inner is not None:
+        lines += [f"v {x:.4f} {y:.4f} {z:.4f}" for x, y, z in inner.tolist()]
     lines += [f"vt {u:.6f} {v:.6f}" for u, v in uv.tolist()]
     lines.append(f"usemtl {SKIN}")
     lines += [f"f {a}/{a} {b}/{b} {c}/{c}" for a, b, c in (triangles[~plain] + 1).tolist()]
     if plain.any():
         lines.append(f"usemtl {PLAIN}")
         lines += [f"f {a} {b} {c}" for a, b, c in (triangles[plain] + 1).tolist()]
+    for piece in pieces:
+        lines += [f"g {piece.name}", f"usemtl {piece.name}"]
+        lines += [f"f {a} {b} {c}" for a, b, c in (piece.triangles + count + 1).tolist()]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    material.write_text(_material(comments, picture, with_plain=bool(plain.any())), encoding="utf-8")
+    material.write_text(_material(comments, picture, with_plain=bool(plain.any()), pieces=pieces), encoding="utf-8")
 
 
 def licence_lines(stamp: Mapping[str, str]) -> list[str]:
@@ -60,9 +70,12 @@ def licence_lines(stamp: Mapping[str, str]) -> list[str]:
     return [f"face model {key}: {' '.join(value.split())}" for key, value in stamp.items() if value.strip()]
 
 
-def _material(comments: Sequence[str], picture: str, *, with_plain: bool) -> str:
+def _material(comments: Sequence[str], picture: str, *, with_plain: bool, pieces: Sequence[Piece]) -> str:
     shine = ["Ka 1 1 1", "Kd 1 1 1", "Ks 0 0 0", "illum 1"]
     lines = [*comments, f"newmtl {SKIN}", *shine, f"map_Kd {picture}"]
     if with_plain:
         lines += [f"newmtl {PLAIN}", *shine]
+    for piece in pieces:
+        red, green, blue = piece.colour
+        lines += [f"newmtl {piece.name}", "Ka 1 1 1", f"Kd {red:.4f} {green:.4f} {blue:.4f}", "Ks 0 0 0", "illum 1"]
     return "\n".join(lines) + "\n"

@@ -109,6 +109,11 @@ def film_frames(face: MorphFace, curves: np.ndarray) -> Iterator[np.ndarray]:
     vertices, targets = torch.from_numpy(face.vertices), torch.from_numpy(face.targets)
     triangles, colours = torch.from_numpy(face.triangles), torch.from_numpy(face.colours)
     framing = Framing.around(vertices)
+    if face.inner is not None:
+        triangles = torch.cat([triangles, torch.from_numpy(face.inner.triangles).to(triangles) + len(vertices)])
+        vertices = torch.cat([vertices, torch.from_numpy(face.inner.vertices)])
+        targets = torch.cat([targets, torch.from_numpy(face.inner.targets)], 1)
+        colours = torch.cat([colours, torch.from_numpy(face.inner.colours)])
     for some in torch.split(weights, FRAMES_AT_ONCE):
         worn = vertices + torch.einsum("tc,cvx->tvx", some, targets)
         yield from draw_faces(worn, triangles, colours, framing=framing, size_px=FILM_PX)

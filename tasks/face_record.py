@@ -8,8 +8,9 @@ from typing import Any
 
 import torch
 
+from models.face.inner_parts import InnerParts, Openings, find_openings
 from models.face.morphable import MorphableModel
-from models.reconstruction.face_meshes import TEXTURE_PX, paint_face
+from models.reconstruction.face_meshes import TEXTURE_PX, inner_parts, paint_face, vertex_colours, worn_weights
 from models.reconstruction.photos import PhotoFace
 from models.rendering.photo_texture import TexturePainter
 from models.rendering.texture import Texture
@@ -28,6 +29,11 @@ class Palette:
     def painter(self) -> TexturePainter:
         """Of textures."""
         return TexturePainter.build(self.model, self.texture_px)
+
+    @cached_property
+    def openings(self) -> Openings:
+        """Of eyes and mouth, into which parts are put."""
+        return find_openings(self.model)
 
 
 @dataclass(frozen=True)
@@ -86,3 +92,20 @@ class FaceRecord:
     def texture(self) -> Texture:
         """In the colours of the photo."""
         return paint_face(self.face, self.model, self.palette.painter)
+
+    @cached_property
+    def inner(self) -> InnerParts | None:
+        """Eyes and mouth, where the face model has openings for them."""
+        return inner_parts(self.face.coefficients, self.model, self.palette.openings)
+
+    def inner_vertices(self, *, expression: bool) -> torch.Tensor:
+        """(P, 3) in model space, none where the face model has its own."""
+        if self.inner is None:
+            return torch.zeros(0, 3)
+        weights = worn_weights(self.face.coefficients, self.model, self.inner)
+        return torch.from_numpy(self.inner.moved(weights) if expression else self.inner.vertices)
+
+    @property
+    def vertex_colours(self) -> torch.Tensor:
+        """(V, 3) as the photo shows them."""
+        return torch.from_numpy(vertex_colours(self.texture, self.albedo, painter=self.palette.painter))

@@ -12,6 +12,7 @@ import torch
 
 from models.animation.gltf import MorphFace, read_glb
 from models.animation.rig import NEEDED, arkit_basis
+from models.face.inner_parts import find_openings, make_inner_parts
 from models.face.morphable import MorphableModel
 from models.face.procedural_expressions import ARKIT_NAMES
 
@@ -51,14 +52,17 @@ def with_arkit_shapes(face: MorphFace, path: Path) -> MorphFace:
     Raises: ValueError naming the shapes that a speaking face needs and this one lacks.
     """
     found: dict[str, np.ndarray] = {}
+    within: dict[str, np.ndarray] = {}
     known = {name.lower(): name for name in ARKIT_NAMES}
-    for name, target in zip(face.target_names, face.targets, strict=True):
+    for place, (name, target) in enumerate(zip(face.target_names, face.targets, strict=True)):
         plain = name.rsplit(".", 1)[-1]
         for short, long in SIDES.items():
             plain = plain.removesuffix(short) + long if plain.endswith(short) else plain
         key = known.get(plain.lower()) or known.get(plain.lower().removesuffix("left").removesuffix("right"))
         if key is not None:
             found[key] = found.get(key, 0.0) + target
+            if face.inner is not None:
+                within[key] = within.get(key, 0.0) + face.inner.targets[place]
     missing = [name for name in NEEDED if name not in found]
     if missing:
         raise ValueError(
@@ -66,7 +70,11 @@ def with_arkit_shapes(face: MorphFace, path: Path) -> MorphFace:
             "rename them or give the .json of mien reconstruct"
         )
     targets = np.stack([found.get(name, np.zeros_like(face.vertices)) for name in ARKIT_NAMES])
-    return replace(face, target_names=ARKIT_NAMES, targets=targets.astype(np.float32))
+    inner = face.inner
+    if inner is not None:
+        moved = np.stack([within.get(name, np.zeros_like(inner.vertices)) for name in ARKIT_NAMES])
+        inner = replace(inner, targets=moved.astype(np.float32))
+    return replace(face, target_names=ARKIT_NAMES, targets=targets.astype(np.float32), inner=inner)
 
 
 def _of_document(path: Path, model: MorphableModel) -> MorphFace:
@@ -89,10 +97,15 @@ def _of_document(path: Path, model: MorphableModel) -> MorphFace:
 
 
 def _of_model(model: MorphableModel, vertices: torch.Tensor, albedo: torch.Tensor) -> MorphFace:
+    targets = arkit_basis(model).numpy()
+    inner = make_inner_parts(
+        find_openings(model), vertices.numpy(), names=ARKIT_NAMES, targets=targets, light=np.ones(3)
+    )  # fmt: skip
     return MorphFace(
         vertices=vertices.numpy(),
         triangles=model.triangles.numpy(),
         colours=albedo.numpy(),
         target_names=ARKIT_NAMES,
-        targets=arkit_basis(model).numpy(),
+        targets=targets,
+        inner=inner,
     )

@@ -79,6 +79,7 @@ def write_film_glb(record: FilmRecord, path: Path) -> None:
         painter=record.best.palette.painter,
         texture=record.texture,
         animation=animation,
+        openings=record.best.palette.openings,
         extras={
             "comment": f"{record.best.title}; metres, x to the subject's left, y up, z out of the face",
             "model": record.best.origin,

@@ -21,6 +21,7 @@ def write_glb(record: FaceRecord, path: Path) -> None:
         painter=record.palette.painter,
         texture=record.texture,
         extras={"comment": f"{record.title}; {GLB_AXES}", "model": record.origin},
+        openings=record.palette.openings,
     )
 
 
@@ -34,17 +35,18 @@ def write_obj(record: FaceRecord, path: Path) -> None:
         painter=record.palette.painter,
         picture=picture.name,
         header=[record.comment],
+        openings=record.palette.openings,
     )
     write_texture(record, picture)
 
 
 def write_ply(record: FaceRecord, path: Path) -> None:
-    """The mesh with expression, coloured by the albedo."""
+    """The mesh with expression, coloured by the photo; the vertices and triangles of the face model."""
     write_mesh(
         path,
         record.vertices.numpy(),
         record.model.triangles.numpy(),
-        colours=record.albedo.numpy(),
+        colours=record.vertex_colours.numpy(),
         comment=record.comment,
         stamp=record.model.stamp(),
     )

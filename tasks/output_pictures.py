@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,7 @@ def sheet_row(record: FaceRecord) -> list[Pixels]:
     drawn = face_over_photo(record)
     photo, over = (_cut(picture, left, top, side) for picture in (record.face.photo, drawn))
     front, turned = (draw_skin(record, yaw_deg=yaw) for yaw in (0.0, SHEET_TURN_DEG))
-    bare, neutral = (draw_shape(record.model, shape) for shape in (record.vertices, record.neutral))
+    bare, neutral = (draw_shape(record, expression=expression) for expression in (True, False))
     return [photo, over, bare, front, turned, neutral]
 
 
@@ -123,26 +124,50 @@ def write_sheets(rows: Sequence[Sequence[Pixels]], folder: Path, *, model: Morph
 @torch.no_grad()
 def draw_skin(record: FaceRecord, *, yaw_deg: float) -> Pixels:
     """The face with expression and skin, on white, as an icon."""
-    chart = record.palette.painter.chart
-    seen, camera = _view(record.vertices, yaw_deg)
+    vertices, chart = _with_inner(record, record.vertices, expression=True), record.palette.painter.chart
+    triangles = _all_triangles(record)
+    more = len(vertices) - len(chart.uv), len(triangles) - len(chart.triangles)
+    chart = replace(
+        chart,
+        uv=torch.cat([chart.uv, chart.uv.new_zeros(more[0], 2)]),
+        triangles=triangles,
+        uncharted=torch.cat([chart.uncharted, chart.uncharted.new_ones(more[1])]),
+    )
+    colours = record.albedo
+    if record.inner is not None:
+        colours = torch.cat([colours, torch.from_numpy(record.inner.colours)])
+    seen, camera = _view(vertices, yaw_deg)
     drawn = draw_texture(
         torch.cat([record.texture.colour, torch.ones_like(record.texture.colour[:, :1])], 1),
         seen,
         chart=chart,
         camera=camera,
-        uncharted_colours=torch.cat([record.albedo, torch.ones_like(record.albedo[:, :1])], 1)[None],
+        uncharted_colours=torch.cat([colours, torch.ones_like(colours[:, :1])], 1)[None],
     )
     return _on_white(drawn[0])
 
 
 @torch.no_grad()
-def draw_shape(model: MorphableModel, vertices: torch.Tensor) -> Pixels:
-    """A mesh (V, 3) in grey, on white, as an icon."""
-    seen, camera = _view(vertices, 0.0)
+def draw_shape(record: FaceRecord, *, expression: bool) -> Pixels:
+    """The mesh in grey, on white, as an icon."""
+    shape = record.vertices if expression else record.neutral
+    seen, camera = _view(_with_inner(record, shape, expression=expression), 0.0)
     light = torch.zeros(1, 9, 3)
     light[:, 0], light[:, 1], light[:, 2], light[:, 3] = 0.5, -0.22, -0.47, -0.2
-    found = render(seen, model.triangles, albedo=torch.full_like(seen, 0.72), lighting=light, camera=camera)
+    found = render(seen, _all_triangles(record), albedo=torch.full_like(seen, 0.72), lighting=light, camera=camera)
     return _on_white(torch.cat([found.image[0], found.mask.float()]))
+
+
+def _with_inner(record: FaceRecord, vertices: torch.Tensor, *, expression: bool) -> torch.Tensor:
+    """The vertices of the face and then those of its eyes and mouth."""
+    return torch.cat([vertices, record.inner_vertices(expression=expression)])
+
+
+def _all_triangles(record: FaceRecord) -> torch.Tensor:
+    triangles = record.model.triangles
+    if record.inner is None:
+        return triangles
+    return torch.cat([triangles, torch.from_numpy(record.inner.triangles + record.model.vertex_count).to(triangles)])
 
 
 def _view(vertices: torch.Tensor, yaw_deg: float) -> tuple[torch.Tensor, Camera]:

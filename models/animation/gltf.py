@@ -2,7 +2,8 @@
 
 Convention: glTF 2.0, metres, +y up, +z out of the face, which is our model space over a thousand. One mesh; the names
 of its morph targets stand in `mesh.extras.targetNames`, where three.js, Blender and Unreal look. Triangles that have no
-place in the skin's picture are a second primitive with colours of their vertices.
+place in the skin's picture are a second primitive with colours of their vertices; eyes, teeth and mouth are further
+primitives.
 """
 
 from __future__ import annotations
@@ -20,17 +21,21 @@ from jaxtyping import Bool, Float, Int
 from models.animation.gltf_container import (
     FLOAT,
     INDEX_DATA,
+    MM_PER_M,
     UNSIGNED_INT,
     UNSIGNED_SHORT,
     VERTEX_DATA,
     BufferWriter,
     container,
+    displayed_colours,
+    linear_colours,
     read_array,
     read_container,
     read_view,
 )
+from models.animation.gltf_inner import add_inner_parts, read_inner_parts
+from models.face.inner_parts import InnerParts
 
-MM_PER_M = 1000.0
 STILL_MM = 1e-3
 """A vertex that a morph target moves by less does not move; so targets of parts of a face stay small files."""
 
@@ -62,6 +67,8 @@ class MorphFace:
     targets: Float[np.ndarray, "N V 3"]
     """Displacements at weight 1."""
     skin: Skin | None = None
+    inner: InnerParts | None = None
+    """Eyes, teeth and mouth, where the mesh has openings."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +130,9 @@ def write_animated_glb(
             primitive["targets"] = targets
         shown = [0.0] * count if weights is None else [float(weight) for weight in weights]
         mesh |= {"weights": shown, "extras": {"targetNames": list(face.target_names)}}
+    if face.inner is not None:
+        around = vertex_normals(face.inner.vertices, face.inner.triangles)
+        primitives += add_inner_parts(tree, buffer, face.inner, normals=around)
     tree["meshes"] = [mesh]
     if extras:
         tree["asset"]["extras"] = dict(extras)
@@ -142,6 +152,8 @@ def _check(path: Path, face: MorphFace, animation: Animation | None, weights: Se
         raise ValueError(f"{path.name}: weights of shape {animation.weights.shape} for {count} names")
     if weights is not None and len(weights) != count:
         raise ValueError(f"{path.name}: {len(weights)} weights for {count} names")
+    if face.inner is not None and len(face.inner.targets) != count:
+        raise ValueError(f"{path.name}: {len(face.inner.targets)} targets of inner parts for {count} names")
     skin = face.skin
     if skin is not None and (skin.uv.shape != (len(face.vertices), 2) or skin.plain.shape != (len(face.triangles),)):
         raise ValueError(
@@ -177,7 +189,7 @@ def _primitives(
         place = buffer.add(down, "VEC2", FLOAT, target=VERTEX_DATA)
         add(~plain, {"TEXCOORD_0": place}, {"baseColorTexture": {"index": 0}})
     if plain.any():
-        colours = buffer.add(_linear_colours(face.colours), "VEC4", UNSIGNED_SHORT, target=VERTEX_DATA, scaled=True)
+        colours = buffer.add(linear_colours(face.colours), "VEC4", UNSIGNED_SHORT, target=VERTEX_DATA, scaled=True)
         add(plain, {"COLOR_0": colours}, {})
     return primitives
 
@@ -228,17 +240,6 @@ def vertex_normals(vertices: Float[np.ndarray, "V 3"], triangles: Int[np.ndarray
     return found.astype(np.float32)
 
 
-def _linear_colours(colours: Float[np.ndarray, "V 3"]) -> np.ndarray:
-    """Display colours as the linear light that glTF wants, in 16 bits, opaque."""
-    shown = np.clip(colours, 0.0, 1.0).astype(np.float64)
-    linear = np.where(shown <= 0.04045, shown / 12.92, ((shown + 0.055) / 1.055) ** 2.4)
-    return np.rint(np.concatenate([linear, np.ones((len(linear), 1))], 1) * 65535.0)
-
-
-def _displayed_colours(linear: np.ndarray) -> np.ndarray:
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0.0) ** (1 / 2.4) - 0.055)
-
-
 def _read_face(tree: Mapping[str, Any], binary: bytes) -> tuple[MorphFace, Animation | None]:
     mesh = tree["meshes"][0]
     first = mesh["primitives"][0]
@@ -260,7 +261,7 @@ def _read_face(tree: Mapping[str, Any], binary: bytes) -> tuple[MorphFace, Anima
         colours = _picked_colours(skin)
     for one, part in zip(same, parts, strict=True):
         if "COLOR_0" in one["attributes"]:
-            shown = _displayed_colours(read_array(tree, binary, one["attributes"]["COLOR_0"])[:, :3])
+            shown = displayed_colours(read_array(tree, binary, one["attributes"]["COLOR_0"])[:, :3])
             chosen = np.unique(part) if skin is not None else slice(None)
             colours[chosen] = shown[chosen]
     moved = [read_array(tree, binary, target["POSITION"]) for target in first.get("targets", ())]
@@ -270,6 +271,7 @@ def _read_face(tree: Mapping[str, Any], binary: bytes) -> tuple[MorphFace, Anima
     targets = np.stack(moved) if moved else np.zeros((0, *vertices.shape))
     if skin is not None:
         skin.plain[len(parts[0]) :] = True
+    others = [one for one in mesh["primitives"] if one not in same]
     face = MorphFace(
         vertices=(vertices * scale).astype(np.float32),
         triangles=triangles,
@@ -277,6 +279,7 @@ def _read_face(tree: Mapping[str, Any], binary: bytes) -> tuple[MorphFace, Anima
         target_names=tuple(str(name) for name in names),
         targets=(targets * scale).astype(np.float32),
         skin=skin,
+        inner=read_inner_parts(tree, binary, others, count=len(moved), scale=scale),
     )
     return face, _read_animation(tree, binary, len(moved))
 

@@ -20,6 +20,8 @@ NUMBERS = {FLOAT: "<f4", UNSIGNED_BYTE: "u1", UNSIGNED_SHORT: "<u2", UNSIGNED_IN
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
 MAX_BYTES = 2**30
 
+MM_PER_M = 1000.0
+
 SPARSE_SHARE = 0.6
 """Of the rows: an array of which fewer are not zero is stored as these rows with their places."""
 
@@ -182,3 +184,15 @@ def _elements(
         raise ValueError("ends before its data does; export it again")
     rows = np.ndarray((count, width), kind, binary, start, (stride, np.dtype(kind).itemsize))
     return rows.copy()
+
+
+def linear_colours(colours: np.ndarray) -> np.ndarray:
+    """Display colours (V, 3) as the linear light (V, 4) that glTF wants, in 16 bits, opaque."""
+    shown = np.clip(colours, 0.0, 1.0).astype(np.float64)
+    linear = np.where(shown <= 0.04045, shown / 12.92, ((shown + 0.055) / 1.055) ** 2.4)
+    return np.rint(np.concatenate([linear, np.ones((len(linear), 1))], 1) * 65535.0)
+
+
+def displayed_colours(linear: np.ndarray) -> np.ndarray:
+    """Linear light as display colours."""
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * np.maximum(linear, 0.0) ** (1 / 2.4) - 0.055)

@@ -179,6 +179,16 @@ def attribute_texture(attributes: Float[Tensor, "B V C"], chart: TextureChart) -
     return torch.where(inside > 0, drawn, continue_smoothly(drawn, inside))
 
 
+def texture_at_vertices(
+    texture: Float[Tensor, "B C T T"], chart: TextureChart, *, uncharted_colours: Float[Tensor, "B V C"]
+) -> Float[Tensor, "B V C"]:
+    """What a texture holds at the vertices; those of uncharted triangles alone keep `uncharted_colours`."""
+    placed = torch.stack([chart.uv[:, 0], 1.0 - chart.uv[:, 1]], 1).expand(len(texture), -1, -1)
+    charted = torch.zeros(len(chart.uv), dtype=torch.bool, device=texture.device)
+    charted[chart.triangles[~chart.uncharted].unique()] = True
+    return torch.where(charted[:, None], _sample(texture, placed), uncharted_colours)
+
+
 def draw_texture(
     texture: Float[Tensor, "B C T T"],
     vertices: Float[Tensor, "B V 3"],
