@@ -21,10 +21,14 @@ PHOTOS_PER_STEP = 700
 """Whose distances to all persons are compared in a step."""
 
 LEARNING_RATE = 0.03
-CENTER_WEIGHT = 0.5
+DISTINCTNESS_WEIGHT = 10.0
 ANCHOR_WEIGHT = 0.5
-"""Of photos of a person apart and of the shape moved, both in mm², against one unit of cross-entropy: more of the first
-makes faces alike, less of the second makes them wrong."""
+"""Of `models.metrics.distinctness` and of the shape moved in mm², against one unit of cross-entropy: more of the first
+shrinks what photos do not agree on, less of the second makes faces wrong. Photos of a person could also be drawn
+together by their squared distance, but that makes all faces small, those of different persons, too."""
+
+SMALLEST_SQUARE = 1e-6
+"""Of distances in mm², whose roots have no slope at zero."""
 
 
 def fit_identity_map(
@@ -39,7 +43,8 @@ def fit_identity_map(
 ) -> None:
     """Train a residual map z = α + layer(α) in place so that z tells persons apart by distance and stays near α.
 
-    Every photo is compared with the mean of its person's other photos and with the means of all other persons.
+    Every photo is compared with the mean of its person's other photos and with the means of all other persons. That
+    tells the nearest persons apart; distinctness asks that all persons lie apart by more than their own photos do.
     `identity`: coefficients of photos, persons of one photo alone do not count. Nothing happens without two persons.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -53,6 +58,8 @@ def fit_identity_map(
         return
     start = identity @ embedding
     size = count[owner][:, None].to(start.dtype)
+    # From the squared distance to the mean of the others to that between two photos.
+    pairwise = 2.0 * (size[:, 0] - 1.0) / size[:, 0]
     optimizer = torch.optim.Adam(layer.parameters(), lr=LEARNING_RATE)
     with torch.enable_grad():
         for _ in range(steps):
@@ -63,8 +70,12 @@ def fit_identity_map(
             rows = torch.randperm(len(places), generator=generator).to(owner.device)[:PHOTOS_PER_STEP]
             squares = squared_distances(places[rows], means).scatter(1, owner[rows, None], apart[rows, None])
             told = functional.cross_entropy(-inverse_variance * squares, owner[rows])
+            own = (apart * pairwise + SMALLEST_SQUARE).sqrt().mean()
+            strangers = owner[rows][:, None] != owner[rows]
+            other = (squared_distances(places[rows], places[rows]) + SMALLEST_SQUARE).sqrt()[strangers].mean()
+            distinct = (other - own) / (other + own)
             moved = (places - start).square().sum(1).mean()
-            loss = told + CENTER_WEIGHT * 0.5 * apart.mean() + ANCHOR_WEIGHT * moved
+            loss = told - DISTINCTNESS_WEIGHT * distinct + ANCHOR_WEIGHT * moved
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
