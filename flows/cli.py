@@ -74,12 +74,18 @@ def run(
         _require_workspace(workspace)
         allow_without_git(workspace)
         refresh_graph(workspace)
-        with prefect_server(workspace):
-            code = run_child([sys.executable, "-m", "dvc", "repro", *(stages or ())], cwd=workspace)
-        if code:
-            raise StageError(
-                "the pipeline stopped, see above; after the remedy the same command goes on where it stopped"
-            )
+        from flows.status import up_to_date
+
+        # Prefect's server takes longer to start than DVC to say that there is nothing to do.
+        if up_to_date(workspace, stages or ()):
+            print("Data and pipelines are up to date.")
+        else:
+            with prefect_server(workspace):
+                code = run_child([sys.executable, "-m", "dvc", "repro", *(stages or ())], cwd=workspace)
+            if code:
+                raise StageError(
+                    "the pipeline stopped, see above; after the remedy the same command goes on where it stopped"
+                )
         if stages:
             print(f"Done: {', '.join(stages)} and what comes before.")
         else:

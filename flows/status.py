@@ -40,6 +40,20 @@ def stage_states(workspace: Path) -> dict[str, dict[str, Any]]:
     return states
 
 
+def up_to_date(workspace: Path, stages: Sequence[str] = ()) -> bool:
+    """Whether these stages (none: all) and what comes before them have nothing to do; False where DVC cannot say."""
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    # A bare name would be looked for where we stand.
+    targets = [f"{workspace.resolve() / 'dvc.yaml'}:{stage}" for stage in stages]
+    try:
+        with Repo(str(workspace)) as repo:
+            return not repo.status(targets=targets or None, with_deps=bool(targets))
+    except DvcException:
+        return False
+
+
 def last_evaluation(workspace: Path) -> dict[str, Any] | None:
     """What the last evaluation measured; None before the first."""
     metrics = workspace / "artifacts" / "evaluate" / "metrics.json"

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
 
-from models.losses.objective import SOURCE_NEEDS, TERMS
+from models.losses.needs import NEEDS, SOURCE_NEEDS
 from tasks.runner_params import RunnerParams
 from tasks.source_params import (
     Count,
@@ -172,7 +172,7 @@ class TrainingParams(Section):
     """Validations without a better score after which the stage stops; the best weights are kept."""
     identity_warmup_steps: Count = 1000
     """Steps over which the losses that are about persons grow to their weights. Source: method D.4."""
-    identity_map_steps: Count = 80
+    identity_map_steps: Count = 160
     """Steps that look for the linear map of identities that tells persons apart, before the stage trains."""
     class_rate: Annotated[float, Field(ge=0.0)] = 10.0
     """Learning rate of the directions that separation keeps of persons, relative to that of the network."""
@@ -191,8 +191,8 @@ class TrainingParams(Section):
             raise ValueError(f"the shares of the sources add up to {total:g}, expected 1")
         for source in self.sources:
             for loss in source.losses:
-                if loss not in TERMS:
-                    raise ValueError(f"loss {loss!r} is unknown, expected one of {', '.join(TERMS)}")
+                if loss not in NEEDS:
+                    raise ValueError(f"loss {loss!r} is unknown, expected one of {', '.join(NEEDS)}")
         return self
 
 
@@ -287,7 +287,7 @@ class Params(Section):
                 source = known[training.source]
                 has = {"scan": is_labelled(source), "person": may_know_persons(source)}
                 for loss in training.losses:
-                    for need in sorted(TERMS[loss].needs & set(SOURCE_NEEDS)):
+                    for need in sorted(NEEDS[loss] & set(SOURCE_NEEDS)):
                         if not has[need]:
                             raise ValueError(
                                 f"{stage}.sources: loss {loss!r} needs {SOURCE_NEEDS[need]}, "

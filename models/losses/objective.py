@@ -8,7 +8,7 @@ Terms of persons (method D) reach identity only, and what is remembered of perso
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -28,6 +28,7 @@ from models.losses.identity import (
 )
 from models.losses.image import landmark_distance, photo_distance
 from models.losses.likelihood import FLIPPED_WEIGHT, laplacian_likelihood
+from models.losses.needs import NEEDS
 from models.losses.priors import (
     albedo_variance,
     asymmetry_basis,
@@ -197,45 +198,38 @@ def _photo_likelihood(step: Step) -> Tensor:
 
 @dataclass(frozen=True)
 class Term:
-    """A loss per face, and what it needs beside photo and landmarks.
-
-    Its source must have what `SOURCE_NEEDS` names; the rest comes from training itself.
-    """
+    """A loss per face, and what it needs beside photo and landmarks, see `NEEDS`."""
 
     value: Callable[[Step], Tensor]
-    needs: frozenset[str] = field(default_factory=frozenset)
+    needs: frozenset[str]
 
 
-SCAN = frozenset({"scan"})
-PERSON = frozenset({"person"})
-CONFIDENCE = frozenset({"confidence"})
-
-SOURCE_NEEDS = {"scan": "labelled meshes", "person": "several photos of a person, who is known"}
-
-TERMS: dict[str, Term] = {
-    "photo": Term(lambda step: _photo(step, step.seen)),
-    "landmark": Term(lambda step: _landmark(step, step.seen)),
-    "vertex": Term(_vertex, SCAN),
-    "normal": Term(_normal, SCAN),
-    "photo_on_scan": Term(lambda step: _photo(step, step.pose(step.scan.vertices)), SCAN),
-    "landmark_on_scan": Term(lambda step: _landmark(step, step.pose(step.scan.vertices)), SCAN),
-    "photo_likelihood": Term(_photo_likelihood, CONFIDENCE),
-    "separation": Term(_separation, PERSON),
-    "distance_separation": Term(_distance_separation, PERSON),
-    "center": Term(_center, PERSON),
-    "distribution": Term(_distribution, PERSON),
-    "identity_anchor": Term(_identity_anchor),
-    "identity_prior": Term(lambda step: squared_norm(step.coefficients.identity)),
-    "expression_prior": Term(lambda step: squared_norm(step.coefficients.expression)),
-    "albedo_prior": Term(lambda step: squared_norm(step.coefficients.albedo)),
-    "light_prior": Term(lambda step: light_chroma(step.coefficients.lighting)),
-    "skin_photo": Term(_skin_photo),
-    "albedo_variance": Term(
-        lambda step: albedo_variance(step.model.albedo(step.coefficients.albedo), step.model.part("skin"))
+VALUES: dict[str, Callable[[Step], Tensor]] = {
+    "photo": lambda step: _photo(step, step.seen),
+    "landmark": lambda step: _landmark(step, step.seen),
+    "vertex": _vertex,
+    "normal": _normal,
+    "photo_on_scan": lambda step: _photo(step, step.pose(step.scan.vertices)),
+    "landmark_on_scan": lambda step: _landmark(step, step.pose(step.scan.vertices)),
+    "photo_likelihood": _photo_likelihood,
+    "separation": _separation,
+    "distance_separation": _distance_separation,
+    "center": _center,
+    "distribution": _distribution,
+    "identity_anchor": _identity_anchor,
+    "identity_prior": lambda step: squared_norm(step.coefficients.identity),
+    "expression_prior": lambda step: squared_norm(step.coefficients.expression),
+    "albedo_prior": lambda step: squared_norm(step.coefficients.albedo),
+    "light_prior": lambda step: light_chroma(step.coefficients.lighting),
+    "skin_photo": _skin_photo,
+    "albedo_variance": lambda step: albedo_variance(
+        step.model.albedo(step.coefficients.albedo), step.model.part("skin")
     ),
-    "symmetry": Term(_symmetry),
+    "symmetry": _symmetry,
 }
-"""Every loss that `params.yaml` may name: L1 to L6 of method A in this order, those of method D, then the priors."""
+
+TERMS: dict[str, Term] = {name: Term(VALUES[name], needs) for name, needs in NEEDS.items()}
+"""Every loss that `params.yaml` may name."""
 
 
 LAST_SHARES = {"symmetry": 0.2}

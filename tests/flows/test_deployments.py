@@ -166,10 +166,19 @@ def test_the_compose_file_fits_what_lies_beside_it(repository: Path) -> None:
     example = (repository / ".env.example").read_text(encoding="utf-8")
     asked = set(re.findall(r"\$\{([A-Z_]+):\?", text))
     assert asked == {"DATABASE_PASSWORD", "OBJECTS_USER", "OBJECTS_PASSWORD"}
-    assert all(re.search(rf"^{name}=", example, re.MULTILINE) for name in asked)
+    # Nothing can be set that the example does not name, nor the other way round; defaults agree.
+    named = dict(re.findall(r"^([A-Z_]+)=(.*)$", example, re.MULTILINE))
+    assert set(re.findall(r"\$\{([A-Z_]+)", text)) == set(named)
+    assert all(named[name] == default for name, default in re.findall(r"\$\{([A-Z_]+):-([^}]*)\}", text))
     project = tomllib.loads((repository / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert ".[team]" in (repository / "mlflow" / "Dockerfile").read_text(encoding="utf-8")
     assert any(entry.startswith("psycopg2-binary") for entry in project["optional-dependencies"]["team"])
+    # The installed servers know what they are started with.
+    from mlflow.cli import server
+
+    known = {option for parameter in server.params for option in parameter.opts}
+    assert services["mlflow"]["command"][:2] == ["mlflow", "server"]
+    assert {part.partition("=")[0] for part in services["mlflow"]["command"][2:]} <= known
     # The pool that the worker asks is the one that deployments go to.
     deployments = yaml.safe_load((repository / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
     assert {one["work_pool"]["name"] for one in deployments} == {POOL}

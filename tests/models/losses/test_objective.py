@@ -8,7 +8,8 @@ import torch
 from models.face.camera import crop_camera, project, to_camera_space
 from models.face.morphable import MorphableModel
 from models.losses.likelihood import mirror_partners
-from models.losses.objective import SOURCE_NEEDS, TERMS, Step, objective
+from models.losses.needs import SOURCE_NEEDS
+from models.losses.objective import TERMS, VALUES, Step, objective
 from models.reconstruction.confidence import ConfidenceNetwork
 from models.rendering.shade import vertex_normals
 from models.training.person_memory import PersonMemory
@@ -122,6 +123,8 @@ def test_each_term_reaches_exactly_its_coefficients(
 
 
 def test_every_term_is_covered_above() -> None:
+    # What parameters are checked by, and what is computed.
+    assert list(TERMS) == list(VALUES)
     assert set(TERMS) == {
         *("vertex", "normal", "photo_on_scan", "landmark_on_scan", "photo", "landmark"),
         *("photo_likelihood", "separation", "distance_separation", "center", "distribution"),
