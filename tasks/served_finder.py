@@ -13,7 +13,7 @@ from tasks.served_photos import cut_frame
 WINDOW_SCALES = (1.0, 0.7, 0.5, 0.35)
 """Sides of the search windows relative to the shorter side of the photo."""
 
-MAX_CELLS, SAME_OVERLAP, INSIDE_OVERLAP, SURE_CONFIDENCE, SURE_SHARE = 400, 0.35, 0.7, 0.6, 0.5
+MAX_CELLS, SAME_OVERLAP, INSIDE_OVERLAP, SURE_CONFIDENCE, SURE_SHARE = 400, 0.35, 0.7, 0.5, 0.5
 """How cells become boxes and which face is taken, as in models/landmarks/finder.py and cascade.py."""
 
 Face = tuple[np.ndarray, np.ndarray, float]

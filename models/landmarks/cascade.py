@@ -22,6 +22,7 @@ from models.landmarks.framing import (
     box_side,
     cut_frames,
     frame_affine,
+    frame_distance,
     landmark_box,
     tight_frame,
     transform_points,
@@ -32,6 +33,9 @@ from models.landmarks.windows import cascade_windows, search_windows
 
 REFINEMENTS = 2
 """Looks at a face after the one at its box, each framed by the points of the look before."""
+
+SAME_FRAME = 0.1
+"""A frame whose corners lie within this share of its side of another's shows what the other does."""
 
 UNBOXED_REFINEMENTS = 3
 """The same where the first look was at a whole photo or a window, far from the frame that the network knows best."""
@@ -48,7 +52,10 @@ SURE_SHARE = 0.5
 DOUBTFUL_SHARE = 0.4
 """The same for being a face at all: on portraits, what was none beside a face had 0.01 to 0.5 of its certainty."""
 
-SURE_CONFIDENCE = 0.6
+FIRST_LOOK_SHARE = 0.2
+"""The same after the first look, half as strict because it is framed worse; what fails is not looked at again."""
+
+SURE_CONFIDENCE = 0.5
 """Mean confidence of the points from which on a face in a box is believed without a look at the whole photo."""
 
 Boxes = Literal["auto", "finder", "windows", "opencv"]
@@ -176,11 +183,12 @@ class HierarchicalDetector:
         first = self._look(images, which, affine)
         # Most boxes too many show no face at the first look, or one that another box shows better.
         first = first.take(self._shows_face(first))
+        first = first.take(~_is_doubtful(first, share=FIRST_LOOK_SHARE))
         return self._refine(images, first.take(without_duplicates(first)), REFINEMENTS)
 
     def _sure(self, guesses: Guesses) -> Bool[np.ndarray, "N"]:
         """A box around a part of a face shows a face, too, but not one whose points are found well."""
-        return self._shows_face(guesses) & (confidence_from_sigma(guesses.sigma).mean(1) >= SURE_CONFIDENCE)
+        return self._shows_face(guesses) & (_mean_confidence(guesses) >= SURE_CONFIDENCE)
 
     def _in_windows(self, images: Sequence[np.ndarray]) -> Guesses:
         """Faces in whole photos and in windows of them."""
@@ -232,18 +240,27 @@ class HierarchicalDetector:
         return self._look(images, table[:, 0].astype(np.int64), self._affine(table[:, 1:3], table[:, 3]))
 
     def _refine(self, images: Sequence[np.ndarray], guesses: Guesses, looks: int) -> Guesses:
-        for step in range(looks):
-            centre, side, angle = tight_frame(guesses.points, self.mean_shape)
-            side = np.maximum(side, MIN_POINT_SPREAD_PX)
-            photos, affine = guesses.photo, self._affine(centre, side, angle)
-            if step < looks - 1:
-                guesses = self._look(images, photos, affine)
-            else:
-                mirrored = self._affine(centre, side, angle, flip=True)
-                # Both in one batch: for a single face that is faster than one after the other.
-                both = self._look(images, np.tile(photos, 2), np.concatenate([affine, mirrored]), mirrored=len(photos))
-                guesses = both.take(np.arange(len(photos))).average(both.take(np.arange(len(photos), 2 * len(photos))))
-        return guesses
+        """Look at each guess again, at most so many times; the last time straight and in the mirror.
+
+        Whatever is framed as in its last look already goes straight to the last one: it would show the same.
+        """
+        affine, mirrored = self._framed(guesses)
+        for _ in range(looks - 1):
+            moved = np.flatnonzero(frame_distance(guesses.frame, affine, size_px=self.input_size_px) > SAME_FRAME)
+            if not len(moved):
+                break
+            guesses = guesses.replace(moved, self._look(images, guesses.photo[moved], affine[moved]))
+            affine, mirrored = self._framed(guesses)
+        photos = guesses.photo
+        # Both in one batch: for a single face that is faster than one after the other.
+        both = self._look(images, np.tile(photos, 2), np.concatenate([affine, mirrored]), mirrored=len(photos))
+        return both.take(np.arange(len(photos))).average(both.take(np.arange(len(photos), 2 * len(photos))))
+
+    def _framed(self, guesses: Guesses) -> tuple[Float[np.ndarray, "N 3 3"], Float[np.ndarray, "N 3 3"]]:
+        """Tight frames around the points of guesses, straight and mirrored."""
+        centre, side, angle = tight_frame(guesses.points, self.mean_shape)
+        side = np.maximum(side, MIN_POINT_SPREAD_PX)
+        return self._affine(centre, side, angle), self._affine(centre, side, angle, flip=True)
 
     def _affine(
         self, centre: np.ndarray, side: np.ndarray, angle: np.ndarray | None = None, *, flip: bool = False
@@ -283,6 +300,7 @@ class HierarchicalDetector:
             dense=transform_points(affine, found.dense),
             dense_sigma=np.exp(found.dense_log_sigma) * relative,
             outline=outline,
+            frame=affine,
         )
 
 
@@ -296,6 +314,18 @@ def without_doubtful(faces: list[Detection]) -> list[Detection]:
     """The faces without those that are far less sure than the surest beside them: knees, hands, patterns."""
     enough = DOUBTFUL_SHARE * max(map(_certainty, faces), default=0.0)
     return [one for one in faces if _certainty(one) >= enough]
+
+
+def _mean_confidence(guesses: Guesses) -> Float[np.ndarray, "N"]:
+    return confidence_from_sigma(guesses.sigma).mean(1)
+
+
+def _is_doubtful(guesses: Guesses, *, share: float) -> Bool[np.ndarray, "N"]:
+    """Guesses that are less than so much as certain as the most certain one of their photo."""
+    certainty = guesses.presence * _mean_confidence(guesses)
+    most = np.zeros(1 + guesses.photo.max(initial=0))
+    np.maximum.at(most, guesses.photo, certainty)
+    return certainty < share * most[guesses.photo]
 
 
 def _certainty(face: Detection) -> float:

@@ -35,6 +35,7 @@ def follow_faces(
         dense=np.zeros((count, 0, 2)),
         dense_sigma=np.zeros((count, 0)),
         outline=places[:, :JAW_COUNT],
+        frame=np.zeros((count, 3, 3)),
     )
     found = detector._refine(images, about, LOOKS)
     shows = detector._shows_face(found)

@@ -96,6 +96,16 @@ def transform_points(
     return points @ affine[:, :2, :2].transpose(0, 2, 1) + affine[:, None, :2, 2]
 
 
+def frame_distance(
+    first: Float[np.ndarray, "N 3 3"], second: Float[np.ndarray, "N 3 3"], *, size_px: int
+) -> Float[np.ndarray, "N"]:
+    """Longest way of a corner from the first frame to the second, in sides of the second."""
+    corners = np.array([[0.0, size_px, 0.0, size_px], [0.0, 0.0, size_px, size_px], [1.0, 1.0, 1.0, 1.0]])
+    ways = (first - second)[:, :2] @ corners
+    side = size_px * np.hypot(second[:, 0, 0], second[:, 1, 0])
+    return np.hypot(ways[:, 0], ways[:, 1]).max(1) / side
+
+
 def cut_frames(
     images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
     which: Int[np.ndarray, "N"],

@@ -53,6 +53,8 @@ class Guesses:
     dense_sigma: Float[np.ndarray, "N D"]
     outline: Float[np.ndarray, "N 17 2"]
     """The jaw where people put it, on the visible outline, pixels of the photo."""
+    frame: Float[np.ndarray, "N 3 3"]
+    """The affine of the frame that was looked at, as `framing.frame_affine` makes it."""
 
     def handmade(self) -> Float[np.ndarray, "N 68 2"]:
         """The points with their jaw on the visible outline."""
@@ -73,11 +75,18 @@ class Guesses:
             self.dense,
             self.dense_sigma,
             (self.outline + mirrored.outline) / 2.0,
+            self.frame,
         )
 
     def take(self, rows: Int[np.ndarray, "M"] | Bool[np.ndarray, "N"]) -> Guesses:
         """The guesses of those rows."""
         return Guesses(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def replace(self, rows: Int[np.ndarray, "M"], others: Guesses) -> Guesses:
+        """These guesses with others in the place of some rows."""
+        order = np.arange(len(self.photo))
+        order[rows] = len(order) + np.arange(len(rows))
+        return Guesses.join([self, others]).take(order)
 
     @classmethod
     def join(cls, parts: Sequence[Guesses]) -> Guesses:
@@ -92,7 +101,15 @@ class Guesses:
         points, values = np.zeros((0, LANDMARK_COUNT, 2)), np.zeros((0, LANDMARK_COUNT))
         dense = np.zeros((0, 0, 2))
         return cls(
-            np.zeros(0, np.int64), points, points, values, np.zeros(0), dense, dense[..., 0], points[:, :JAW_COUNT]
+            np.zeros(0, np.int64),
+            points,
+            points,
+            values,
+            np.zeros(0),
+            dense,
+            dense[..., 0],
+            points[:, :JAW_COUNT],
+            np.zeros((0, 3, 3)),
         )
 
 

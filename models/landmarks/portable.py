@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from models.landmarks import finder as face_finder
 from models.landmarks.cascade import NO_OUTLINE, HierarchicalDetector, load_network
 from models.landmarks.finder import FinderRun, load_finder
+from models.landmarks.folding import without_norms
 from models.landmarks.guesses import CropReader, CropReading
 from models.landmarks.hierarchical import HierarchicalNetwork
 from models.onnx_graph import BATCH_ONLY, check_graph, open_session, write_graph
@@ -142,7 +143,7 @@ def finder_settings() -> dict[str, int | float]:
 
 
 def _export_landmarks(network: HierarchicalNetwork, path: Path, settings: dict[str, Any]) -> None:
-    graph = LandmarkGraph(network).eval()
+    graph = LandmarkGraph(without_norms(network)).eval()
     example = _crops(EXAMPLE_BATCH, network.input_size_px)
     write_graph(graph, example, path, inputs=INPUTS, outputs=graph.outputs, metadata={SETTINGS: json.dumps(settings)})
 
@@ -152,7 +153,7 @@ def _export_finder(network: nn.Module, path: Path) -> None:
         axis: face_finder.SIZE_MULTIPLE * torch.export.Dim(name, min=2) for axis, name in ((2, "rows"), (3, "columns"))
     }
     write_graph(
-        FinderGraph(network).eval(),
+        FinderGraph(without_norms(network)).eval(),
         _photos(EXAMPLE_BATCH, EXAMPLE_SIZE),
         path,
         inputs=INPUTS,

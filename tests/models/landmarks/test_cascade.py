@@ -19,6 +19,7 @@ from models.landmarks.cascade import (
 )
 from models.landmarks.detector import Detection, detect_faces
 from models.landmarks.finder import FaceFinder, finder_content
+from models.landmarks.framing import tight_frame
 from models.landmarks.hierarchical import HierarchicalNetwork, NetworkWidths
 from tests.coordinate_photo import (
     ANNOTATION_SHIFT,
@@ -42,6 +43,27 @@ def detector(reader: CoordinateReader, finder: BoxFinder | None = None, **option
 
 def assert_points(found: Detection, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found.landmarks, expected, atol=0.6)
+
+
+def tight_box(points: np.ndarray) -> tuple[float, float, float, float]:
+    """Centre x, y, side and angle of the frame that a face gets by its points."""
+    centre, side, angle = tight_frame(points[None], circle_shape())
+    return float(centre[0, 0]), float(centre[0, 1]), float(side[0]), float(angle[0])
+
+
+class UnsureOfSmall(CoordinateReader):
+    """Expects other errors of the first face than of the rest."""
+
+    def __init__(self, faces: list[np.ndarray], *, log_sigma: float) -> None:
+        super().__init__(faces)
+        self.log_sigma = log_sigma
+
+    def _read(self, crop: np.ndarray) -> tuple[np.ndarray, ...]:
+        values = list(super()._read(crop))
+        # Green is y: the small face lies above the large one.
+        if crop[..., 1][crop[..., 2] == 255].mean() < 75:
+            values[2] = np.full(68, self.log_sigma)
+        return tuple(values)
 
 
 class TestWithFinder:
@@ -93,13 +115,37 @@ class TestWithFinder:
         # One look at the box, then the refinements, the last of them with its mirror image in the same batch.
         assert reader.batches == [1] * REFINEMENTS + [2]
 
+    def test_a_face_that_is_framed_as_before_gets_its_last_look_at_once(self) -> None:
+        exact = (*tight_box(LARGE), 3.0)
+        reader = CoordinateReader([LARGE])
+        (faces,) = detector(reader, BoxFinder(exact), sigma_scale=0.5).detect_all([coordinate_photo()])
+        assert reader.batches == [1, 2]
+        assert_points(faces[0], LARGE)
+        # Beside one that is not, each gets the looks that it needs.
+        reader = CoordinateReader([SMALL, LARGE])
+        (faces,) = detector(reader, BoxFinder(SMALL_BOX, exact), sigma_scale=0.5).detect_all([coordinate_photo()])
+        assert reader.batches == [2, 1, 4]
+        assert_points(faces[0], LARGE)
+        assert_points(faces[1], SMALL)
+
+    def test_boxes_that_are_far_less_certain_get_no_second_look(self) -> None:
+        doubtful = UnsureOfSmall([SMALL, LARGE], log_sigma=4.0)
+        (faces,) = detector(doubtful, BoxFinder(SMALL_BOX, LARGE_BOX), sigma_scale=0.5).detect_all([coordinate_photo()])
+        assert len(faces) == 1
+        assert_points(faces[0], LARGE)
+        assert doubtful.batches == [2, *[1] * (REFINEMENTS - 1), 2]
+        fair = UnsureOfSmall([SMALL, LARGE], log_sigma=0.5)
+        (faces,) = detector(fair, BoxFinder(SMALL_BOX, LARGE_BOX), sigma_scale=0.5).detect_all([coordinate_photo()])
+        assert len(faces) == 2
+
     def test_an_unsure_face_means_a_look_at_the_whole_photo(self) -> None:
         reader = CoordinateReader([LARGE])
-        detector(reader, BoxFinder(LARGE_BOX)).detect([coordinate_photo()])
+        detector(reader, BoxFinder(LARGE_BOX), sigma_scale=1.5).detect([coordinate_photo()])
         in_box = [1] * REFINEMENTS + [2]
-        assert reader.batches == in_box + [1] * UNBOXED_REFINEMENTS + [2]
+        # The stand-in knows the face at once, so the second look from the whole photo is framed as the first.
+        assert reader.batches == in_box + [1] * (UNBOXED_REFINEMENTS - 1) + [2]
         only = CoordinateReader([LARGE])
-        detector(only, BoxFinder(LARGE_BOX), boxes="finder").detect([coordinate_photo()])
+        detector(only, BoxFinder(LARGE_BOX), boxes="finder", sigma_scale=1.5).detect([coordinate_photo()])
         assert only.batches == in_box
 
     def test_unlikely_boxes_are_looked_at_where_nothing_else_is_sure(self) -> None:

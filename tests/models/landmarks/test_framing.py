@@ -10,6 +10,7 @@ from models.landmarks.framing import (
     FRAME_SCALE,
     cut_frames,
     frame_affine,
+    frame_distance,
     mean_face_shape,
     mirror_points,
     tight_frame,
@@ -111,3 +112,14 @@ class TestCut:
         crop = cut_frames([image], np.array([0]), affine, size_px=8)[0]
         assert crop[:, :3].max() == 0
         assert crop[:, 5:].min() == 200
+
+
+def test_distance_of_frames_is_that_of_their_corners() -> None:
+    centre, side, angle = np.array([[50.0, 60.0]]), np.array([40.0]), np.array([0.3])
+    frame = frame_affine(centre, side, angle, size_px=64)
+    moved = frame_affine(centre + [[3.0, 4.0]], side, angle, size_px=64)
+    larger = frame_affine(centre, 1.5 * side, angle, size_px=64)
+    turned = frame_affine(centre, side, angle + np.pi / 2.0, size_px=64)
+    distances = [frame_distance(other, frame, size_px=64)[0] for other in (frame, moved, larger, turned)]
+    # Corners lie half a diagonal from the centre; a quarter turn takes each to its neighbour's place.
+    np.testing.assert_allclose(distances, [0.0, 5.0 / 40.0, 0.25 * np.sqrt(2.0), 1.0], atol=1e-12)

@@ -21,6 +21,7 @@ def guesses(*rows: tuple[int, float, float, float, float], dense: int = 0) -> Gu
         points[:, :dense],
         np.full((len(rows), dense), 0.1),
         points[:, :17] + 2.0,
+        np.tile(np.eye(3), (len(rows), 1, 1)),
     )
 
 
@@ -65,3 +66,11 @@ def test_rank_prefers_sure_points() -> None:
     rank = guesses((0, 0, 1, 0.9, 0.02), (0, 0, 1, 0.9, 0.08), (0, 0, 1, 0.4, 0.02)).rank()
     assert rank[0] > rank[1]
     assert rank[0] > rank[2]
+
+
+def test_rows_are_replaced_in_their_place() -> None:
+    table = guesses((0, 0, 100, 0.9, 0.02), (1, 70, 100, 0.8, 0.02), (2, 0, 100, 0.7, 0.02))
+    others = guesses((3, 5, 50, 0.6, 0.02), (4, 6, 50, 0.5, 0.02))
+    replaced = table.replace(np.array([2, 0]), others)
+    assert replaced.photo.tolist() == [4, 1, 3]
+    np.testing.assert_allclose(replaced.presence, [0.5, 0.8, 0.6])
