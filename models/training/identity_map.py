@@ -22,7 +22,7 @@ PHOTOS_PER_STEP = 700
 
 LEARNING_RATE = 0.03
 DISTINCTNESS_WEIGHT = 10.0
-ANCHOR_WEIGHT = 0.5
+ANCHOR_WEIGHT = 0.6
 """Of `models.metrics.distinctness` and of the shape moved in mm², against one unit of cross-entropy: more of the first
 shrinks what photos do not agree on, less of the second makes faces wrong. Photos of a person could also be drawn
 together by their squared distance, but that makes all faces small, those of different persons, too."""
