@@ -91,7 +91,7 @@ class FaceRecord:
     @cached_property
     def texture(self) -> Texture:
         """In the colours of the photo."""
-        return paint_face(self.face, self.model, self.palette.painter)
+        return paint_face(self.face, self.model, self.palette.painter, self.palette.openings)
 
     @cached_property
     def inner(self) -> InnerParts | None:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from models.face.camera import to_camera_space
+from models.reconstruction.face_meshes import behind_openings
 from models.reconstruction.film_tracker import FilmTracker, Person, View, without_shadows
 from models.reconstruction.photos import PhotoFace, Which
 from models.reconstruction.video import FilmFace, filled_frames, film_camera, solve_track
@@ -132,7 +133,12 @@ def _record(
         refinement={"film_frames": len(film.frames), "smoothed": smooth},
     )
     looks = [
-        palette.painter.look(face.photo, face.reconstruction.mesh.vertices[0], intrinsics=face.intrinsics)
+        palette.painter.look(
+            face.photo,
+            face.reconstruction.mesh.vertices[0],
+            intrinsics=face.intrinsics,
+            without=behind_openings(face, palette.openings),
+        )
         for face in shown
     ]
     texture: Texture = palette.painter.fill(

@@ -23,11 +23,17 @@ NEAR_SHARE, LARGEST_SHARE = 0.4, 2.5
 """An edge of the mesh goes round an eye or the mouth if the landmarks are no further from it, as a share of their own
 width, and if it is not wider than they are by more than this: the outline of a whole face is no mouth."""
 
+MIDDLE_SHARE, LEAST_HALF_MM, DEEPEST_MM = 0.5, 2.0, 45.0
+"""The middle of an opening, and how far behind it something can lie that fills it; the back of a head is further."""
+EYE_BEFORE_MM, MOUTH_BEHIND_MM = 8.0, 3.0
+"""Eyeballs stand out between the lids; lips lie before the edge of a mouth themselves, and what fills it behind."""
+
 RADIUS_PER_WIDTH = 0.58
 """Of an eyeball, by the width of the opening: between 14 and 16 mm for ICT-FaceKit's own eyeballs."""
 CLEARANCE_MM = 0.15
 """The lids lie on the eyeball, and never in it."""
 FITTING_STEPS = 20
+STILL_MM = 0.01
 LIDS_REACH, SLOPE, LONGEST_RETREAT_MM = 1.4, 1.2, 4.0
 """How far the lids go from the centre of an eyeball, in radii; how much further back than the lids are in it an eyeball
 must go, since they do not lie straight before it; and how far at most."""
@@ -50,6 +56,8 @@ class Openings:
     mouth: Int[np.ndarray, "C"]
     chin: Int[np.ndarray, "D"]
     """Vertices that say how the jaw moves."""
+    surface: Int[np.ndarray, "S"]
+    """Vertices that some triangle uses."""
     hinge: Int[np.ndarray, "2"]
     """Vertices before the ears, about which it turns."""
 
@@ -87,7 +95,13 @@ def find_openings(model: MorphableModel) -> Openings:
     marks = model.landmarks(model.mean[None])[0].double().numpy()
     loops = boundary_loops(triangles)
 
-    def around(landmarks: Sequence[int]) -> np.ndarray:
+    surface = np.unique(triangles)
+    used = mean[surface]
+
+    def has(part: str) -> bool:
+        return bool(model.part(part).numpy()[surface].any())
+
+    def around(landmarks: Sequence[int], before_mm: float) -> np.ndarray:
         points = marks[list(landmarks)]
         width = float(np.ptp(points[:, 0]))
         best, least = np.zeros(0, np.int64), NEAR_SHARE * width
@@ -96,13 +110,26 @@ def find_openings(model: MorphableModel) -> Openings:
             if np.ptp(edge, axis=0).max() > LARGEST_SHARE * width:
                 continue
             distance = float(np.linalg.norm(points[:, None] - edge[None], axis=2).min(1).mean())
-            if distance < least:
+            if distance < least and not _filled(edge, np.delete(used, np.searchsorted(surface, loop), 0), before_mm):
                 best, least = loop, distance
         return best
 
     near_chin = np.flatnonzero(np.linalg.norm(mean - marks[CHIN_LANDMARK], axis=1) < CHIN_REACH_MM)
     hinge = [int(np.linalg.norm(mean - marks[place], axis=1).argmin()) for place in HINGE_LANDMARKS]
-    return Openings(around(LEFT_EYE), around(RIGHT_EYE), around(INNER_LIPS), near_chin, np.array(hinge))
+    none = np.zeros(0, np.int64)
+    left, right = (
+        none if has("eyes") else around(landmarks, EYE_BEFORE_MM) for landmarks in (LEFT_EYE, RIGHT_EYE)
+    )  # fmt: skip
+    mouth = none if has("mouth") else around(INNER_LIPS, -MOUTH_BEHIND_MM)
+    return Openings(left, right, mouth, near_chin, surface, np.array(hinge))
+
+
+def _filled(edge: np.ndarray, points: np.ndarray, before_mm: float) -> bool:
+    """Whether something of the mesh lies behind an opening: lids have an edge before eyeballs too."""
+    centre, half = edge.mean(0), 0.5 * np.ptp(edge, axis=0)[:2]
+    aside = (points[:, :2] - centre[:2]) / np.maximum(MIDDLE_SHARE * half, LEAST_HALF_MM)
+    behind = edge[:, 2].mean() - points[:, 2]
+    return bool(((np.linalg.norm(aside, axis=1) < 1.0) & (behind > -before_mm) & (behind < DEEPEST_MM)).any())
 
 
 def boundary_loops(triangles: Int[np.ndarray, "F 3"]) -> list[Int[np.ndarray, "_"]]:
@@ -160,7 +187,8 @@ def make_inner_parts(
         if len(loop):
             centre, radius = fit_eyeball(vertices[loop])
             points, shade, own = ball_pieces(radius, name=f"eye_{side.lower()}")
-            lids = np.flatnonzero(np.linalg.norm(vertices - centre, axis=1) < LIDS_REACH * radius)
+            near = np.linalg.norm(vertices[openings.surface] - centre, axis=1) < LIDS_REACH * radius
+            lids = openings.surface[near]
             moves_back = [_retreat(vertices[lids], target[lids], centre, radius) for target in targets]
             turned = [_gaze(points, name, side) for name in names]
             motion = [turn - [0.0, 0.0, back] for turn, back in zip(turned, moves_back, strict=True)]
@@ -226,7 +254,11 @@ def _gaze_names(direction: str) -> tuple[str, str]:
 
 def _retreat(lids: np.ndarray, target: np.ndarray, centre: np.ndarray, radius: float) -> float:
     """How far an eyeball goes back under a target: lids on straight lines would cut through it when they close."""
-    deep = radius + CLEARANCE_MM - float(np.linalg.norm(lids + target - centre, axis=1).min())
+    moving = np.linalg.norm(target, axis=1) > STILL_MM
+    moved = lids[moving] + target[moving]
+    if not len(moved):
+        return 0.0
+    deep = radius + CLEARANCE_MM - float(np.linalg.norm(moved - centre, axis=1).min())
     return min(max(0.0, SLOPE * deep), LONGEST_RETREAT_MM)
 
 

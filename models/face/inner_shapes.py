@@ -19,8 +19,8 @@ PUPIL: RGB = (0.02, 0.02, 0.02)
 IRIS: RGB = (0.33, 0.24, 0.17)
 LIMBUS: RGB = (0.14, 0.10, 0.08)
 WHITE: RGB = (0.88, 0.85, 0.82)
-WET = 0.25
-"""Roughness of what is wet."""
+WET, MOIST = 0.25, 0.75
+"""Roughness of eyes and teeth, and of the rest: darkness must not shine."""
 
 LIPS_MM = 50.0
 UPPER_TEETH = (8.4, 6.6, 7.6, 7.0, 6.8, 10.0)
@@ -32,12 +32,12 @@ ARCH = 0.042
 TOOTH: RGB = (0.87, 0.84, 0.77)
 GUM: RGB = (0.66, 0.36, 0.34)
 TONGUE: RGB = (0.68, 0.36, 0.34)
-WALL: RGB = (0.40, 0.15, 0.13)
+WALL: RGB = (0.50, 0.17, 0.15)
 
 RINGS = ((1.0, 2.0, 2.0), (1.05, 10.0, 3.5), (1.05, 13.0, 14.0), (0.85, 13.0, 26.0), (0.45, 8.0, 36.0))
 """Walls of the mouth behind the lips: half their width as a share of the lips', half their height, distance back."""
 WITH_LIPS = (0.9, 0.4, 0.0, 0.0, 0.0)
-DARK_AT_MM = 45.0
+DARK_AT_MM, DARKEST = 55.0, 0.42
 
 
 @dataclass(frozen=True)
@@ -93,14 +93,14 @@ def mouth_pieces(
     scale = float(np.ptp(lips[:, 0])) / LIPS_MM
     middle = np.array([lips[:, 0].mean(), lips[:, 1].mean(), lips[:, 2].max()])
     points, follow, jaw, shade = _walls(lips, middle, scale)
-    pieces = [Piece("mouth", "mouth", WALL, 0.6, _grid_triangles(len(RINGS) + 2, len(lips), closed=True))]
+    pieces = [Piece("mouth", "mouth", WALL, MOIST, _grid_triangles(len(RINGS) + 2, len(lips), closed=True))]
     all_points, all_jaw, all_shades, start = [points], [jaw], [shade], len(points)
     shapes = [
         ("teeth", TOOTH, WET, 0.0, *_row(UPPER_TEETH, lower=False, gum=False)),
-        ("gums", GUM, WET, 0.0, *_row(UPPER_TEETH, lower=False, gum=True)),
+        ("gums", GUM, MOIST, 0.0, *_row(UPPER_TEETH, lower=False, gum=True)),
         ("teeth", TOOTH, WET, 1.0, *_row(LOWER_TEETH, lower=True, gum=False)),
-        ("gums", GUM, WET, 1.0, *_row(LOWER_TEETH, lower=True, gum=True)),
-        ("tongue", TONGUE, 0.5, 1.0, *_tongue()),
+        ("gums", GUM, MOIST, 1.0, *_row(LOWER_TEETH, lower=True, gum=True)),
+        ("tongue", TONGUE, MOIST, 1.0, *_tongue()),
     ]
     for name, colour, roughness, with_jaw, own, triangles in shapes:
         all_points.append(middle + scale * own)
@@ -129,12 +129,12 @@ def _walls(lips: np.ndarray, middle: np.ndarray, scale: float) -> tuple[np.ndarr
         rings.append(np.stack(flat, 1))
         follows.append(share * np.eye(count))
         jaws.append((1.0 - share) * 0.5 * (1.0 - height))
-        shades.append(np.full(count, np.clip(0.9 - back / DARK_AT_MM, 0.06, 1.0)))
+        shades.append(np.full(count, np.clip(0.9 - back / DARK_AT_MM, DARKEST, 1.0)))
     end = rings[-1].mean(0) - [0.0, 0.0, 2.0 * scale]
     rings.append(np.repeat(end[None], count, 0))
     follows.append(np.zeros((count, count)))
     jaws.append(np.full(count, 0.5))
-    shades.append(np.full(count, 0.06))
+    shades.append(np.full(count, DARKEST))
     return np.concatenate(rings), np.concatenate(follows), np.concatenate(jaws), np.concatenate(shades)
 
 
@@ -195,7 +195,7 @@ def _tongue() -> tuple[np.ndarray, np.ndarray]:
     )
     x, z, y = np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.cos(polar)
     groove = 1.2 * np.exp(-((x / 0.18) ** 2)) * (y > 0.0)
-    grid = np.stack([17.0 * x, -11.0 + 6.0 * y - groove, -29.0 + 19.0 * z], 2)
+    grid = np.stack([18.0 * x, -10.0 + 8.0 * y - groove, -28.0 + 19.0 * z], 2)
     return grid.reshape(-1, 3), _grid_triangles(10, 24, closed=True)[:, ::-1]
 
 

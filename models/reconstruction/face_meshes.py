@@ -22,7 +22,16 @@ from torch import Tensor
 from models.animation.gltf import Animation, MorphFace, Skin, write_animated_glb
 from models.animation.morphs import morph_targets, morph_weights, morphs_note
 from models.export import write_mesh
-from models.face.inner_parts import InnerParts, Openings, find_openings, make_inner_parts, steady_gaze
+from models.face.inner_parts import (
+    INNER_LIPS,
+    LEFT_EYE,
+    RIGHT_EYE,
+    InnerParts,
+    Openings,
+    find_openings,
+    make_inner_parts,
+    steady_gaze,
+)
 from models.face.lighting import irradiance
 from models.face.morphable import MorphableModel
 from models.reconstruction.photos import PhotoFace
@@ -38,8 +47,10 @@ JPEG_QUALITY = 95
 MADE_UP = "eyes, teeth and mouth are no reconstruction, they fill the openings of the face model"
 
 
-def paint_face(face: PhotoFace, model: MorphableModel, painter: TexturePainter) -> Texture:
-    """The skin of a face, from its photo."""
+def paint_face(
+    face: PhotoFace, model: MorphableModel, painter: TexturePainter, openings: Openings | None = None
+) -> Texture:
+    """The skin of a face, from its photo. `openings`: what `find_openings` says of the model, where it is known."""
     found = face.coefficients
     return painter.paint(
         face.photo,
@@ -47,7 +58,18 @@ def paint_face(face: PhotoFace, model: MorphableModel, painter: TexturePainter) 
         intrinsics=face.intrinsics,
         albedo=model.albedo(found.albedo)[0],
         lighting=found.lighting[0],
+        without=behind_openings(face, find_openings(model) if openings is None else openings),
     )
+
+
+def behind_openings(face: PhotoFace, openings: Openings) -> list[Float[np.ndarray, "_ 2"]]:
+    """Outlines in the photo of eyes and of what the lips show, where these are holes of the face model.
+
+    Teeth and eyes that a photo shows beside a hole would be painted on lips and lids, and stretch when they move.
+    """
+    points = face.detection.landmarks
+    parts = ((openings.left_eye, LEFT_EYE), (openings.right_eye, RIGHT_EYE), (openings.mouth, INNER_LIPS))
+    return [points[list(landmarks)] for opening, landmarks in parts if len(opening)]
 
 
 def texture_pixels(texture: Texture) -> UInt8[np.ndarray, "T T 3"]:

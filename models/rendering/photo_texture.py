@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from models.face.camera import NEAR_MM
@@ -24,6 +24,9 @@ from models.types import Camera
 
 PIXELS_PER_TEXEL = 2.0
 """A face shown finer than this is reduced first: sampling takes four pixels and would skip the others."""
+
+MARGIN_SHARE = 0.07
+"""Of the width of an outline: so much around it is left out too, since outlines are not exact."""
 
 OTHERS = 0.1
 """Weight of further photos of a face beside the first."""
@@ -51,22 +54,35 @@ class TexturePainter:
         intrinsics: Float[Tensor, "3 3"],
         albedo: Float[Tensor, "V 3"],
         lighting: Float[Tensor, "9 3"],
+        without: Sequence[Float[np.ndarray, "_ 2"]] = (),
     ) -> Texture:
         """The texture of a mesh (camera space) that was fitted to the photo, a batch of one.
 
-        What neither the photo nor its mirror image shows is the albedo under the light of the photo.
+        `without`: outlines in pixels of the photo of what is no part of the surface. What neither the photo nor its
+        mirror image shows is the albedo under the light of the photo.
         """
-        seen = self.look(photo, vertices, intrinsics=intrinsics)
+        seen = self.look(photo, vertices, intrinsics=intrinsics, without=without)
         return self.fill(seen, vertices, albedo=albedo, lighting=lighting)
 
     @torch.no_grad()
     def look(
-        self, photo: UInt8[np.ndarray, "H W 3"], vertices: Float[Tensor, "V 3"], *, intrinsics: Float[Tensor, "3 3"]
+        self,
+        photo: UInt8[np.ndarray, "H W 3"],
+        vertices: Float[Tensor, "V 3"],
+        *,
+        intrinsics: Float[Tensor, "3 3"],
+        without: Sequence[Float[np.ndarray, "_ 2"]] = (),
     ) -> Texture:
         """What the photo itself shows of the mesh."""
         piece, camera = piece_around(photo, vertices, intrinsics=intrinsics, texels=self.chart.size_px)
+        mask = None
+        if without:
+            # From pixels of the photo to those of the piece.
+            scale = float(camera.focal_px[0] / intrinsics[0, 0])
+            shift = camera.principal_px[0].numpy() - scale * intrinsics[:2, 2].numpy()
+            mask = torch.from_numpy(_outside(piece.shape[:2], [scale * one + shift for one in without]))[None]
         image = torch.from_numpy(piece).permute(2, 0, 1)[None].float() / 255.0
-        return extract_texture(image, vertices[None], chart=self.chart, camera=camera)
+        return extract_texture(image, vertices[None], chart=self.chart, camera=camera, photo_mask=mask)
 
     @torch.no_grad()
     def fill(
@@ -81,6 +97,17 @@ class TexturePainter:
         normals = vertex_normals(vertices[None], self.chart.triangles)
         shaded = (albedo[None] * irradiance(normals, lighting[None])).clamp(0.0, 1.0)
         return mirror_fill(seen, chart=self.chart, mirror=self.mirror, fallback=attribute_texture(shaded, self.chart))
+
+
+def _outside(size: tuple[int, int], outlines: Sequence[np.ndarray]) -> Bool[np.ndarray, "H W"]:
+    """True beyond the outlines and a margin around each."""
+    inside = np.zeros(size, np.uint8)
+    for outline in outlines:
+        filled = np.zeros(size, np.uint8)
+        cv2.fillPoly(filled, [np.rint(outline - 0.5).astype(np.int32)], 1)
+        margin = max(1, round(MARGIN_SHARE * float(np.ptp(outline[:, 0]))))
+        inside |= cv2.dilate(filled, np.ones((2 * margin + 1, 2 * margin + 1), np.uint8))
+    return inside == 0
 
 
 def blend_looks(looks: Sequence[Texture]) -> Texture:
