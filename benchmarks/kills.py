@@ -96,11 +96,17 @@ def main(
             row = rows[number % len(rows)]
             kill_once(place, row, reference[row["stage"]][0], moments)
             show_progress(number + 1, kills, row)
+            write(rows, json_file)
     show(rows)
-    if json_file:
-        json_file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write(rows, json_file)
     if any(row["half_written"] or row["differ"] for row in rows):
         raise SystemExit(1)
+
+
+def write(rows: list[Row], json_file: Path | None) -> None:
+    """Keep the rows, if they are asked for; after each kill, as an hour may pass until the last one."""
+    if json_file:
+        json_file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 def new_row(stage: str, files: dict[str, str | None], seconds: float) -> Row:
@@ -120,7 +126,21 @@ def undisturbed(place: Workspace, stage: str) -> tuple[dict[str, str | None], fl
             raise SystemExit(f"{stage}: ended with code {code}, undisturbed")
         runs.append(contents(place.folder(stage)))
     first, second = runs
+    keep(place, stage)
     return {name: digest if second.get(name) == digest else None for name, digest in first.items()}, seconds
+
+
+def keep(place: Workspace, stage: str) -> None:
+    """Put a copy of an undisturbed output aside."""
+    aside = place.root / ".mien" / "undisturbed" / stage
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(place.folder(stage), aside)
+
+
+def restore(place: Workspace, stage: str) -> None:
+    """Put the undisturbed output back: later stages read from it the seconds that training took, too."""
+    shutil.rmtree(place.folder(stage), ignore_errors=True)
+    shutil.copytree(place.root / ".mien" / "undisturbed" / stage, place.folder(stage))
 
 
 def kill_once(place: Workspace, row: Row, reference: dict[str, str | None], moments: random.Random) -> None:
@@ -137,6 +157,7 @@ def kill_once(place: Workspace, row: Row, reference: dict[str, str | None], mome
     left = [path for path in folder.parent.iterdir() if path.name.startswith(f".{stage}-")]
     if code != 0 or left or not same(contents(folder), reference):
         row["differ"] += 1
+    restore(place, stage)
 
 
 def fill_disk(place: Workspace, row: Row, reference: dict[str, str | None], *, mib: float) -> None:
