@@ -11,7 +11,7 @@ from flows.console import AnimatorOption, Answer, JsonOption, QuietOption, Works
 
 EXAMPLES = examples(
     "mien animate speech.wav -o spoken",
-    "mien animate speech.wav -o spoken --face faces/photo.json",
+    "mien animate speech.wav -o spoken --face faces/photo.glb",
     "mien animate film.mp4 -o spoken --face head.glb --emotion joy --no-preview",
 )
 

@@ -31,7 +31,7 @@ app = typer.Typer(
         "mien run",
         "mien reconstruct photo.jpg -o faces",
         "mien landmarks photo.jpg -o points",
-        "mien animate speech.wav -o spoken --face faces/photo.json",
+        "mien animate speech.wav -o spoken --face faces/photo.glb",
         "mien --install-completion",
     ),
     no_args_is_help=True,

@@ -317,6 +317,9 @@ class Studio:
                 close_up(drawn, box).save(folder / ".overlay.jpg", quality=92)
             close_up(Image.fromarray(one.face.photo), box).save(folder / ".photo.jpg", quality=92)
             speaking, silent = self._speaking(folder / f"{one.stem}.json")
+            if speaking is not None:
+                # The mesh that is shown, with the photo as skin; the document alone knows why a face cannot speak.
+                speaking, silent = self._speaking(folder / f"{one.stem}.glb")
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
             raise

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from models.animation.gltf import MorphFace, read_glb
+from models.animation.gltf_container import read_container
 from models.animation.rig import NEEDED, arkit_basis
 from models.face.inner_parts import find_openings, make_inner_parts
 from models.face.morphable import MorphableModel
@@ -22,8 +23,8 @@ SIDES = {"_L": "Left", "_R": "Right"}
 def open_face(path: Path | None, model: MorphableModel) -> tuple[MorphFace, dict[str, str]]:
     """A face with the 52 shapes in our order, and the stamp of the face model that it belongs to, empty for others.
 
-    Without a file the mean face. JSON of `mien reconstruct`: the neutral face of that person with the skin of the
-    photo. GLB: a mesh with ARKit's morph targets, or one in the topology of the face model.
+    Without a file the mean face. JSON of `mien reconstruct`: the neutral face of that person in the colours of the face
+    model. GLB: a mesh with ARKit's morph targets, with its skin, or one in the topology of the face model.
     Raises: ValueError or FileNotFoundError naming the file, what was found and the remedy.
     """
     if path is None:
@@ -36,7 +37,7 @@ def open_face(path: Path | None, model: MorphableModel) -> tuple[MorphFace, dict
         raise ValueError(f"{path}: unknown kind of face, expected .json of mien reconstruct or .glb")
     face, _ = read_glb(path)
     if face.target_names:
-        return with_arkit_shapes(face, path), {}
+        return with_arkit_shapes(face, path), _stamp_in(path)
     if len(face.vertices) != model.vertex_count:
         raise ValueError(
             f"{path}: {len(face.vertices)} vertices and no morph targets, expected ARKit's morph targets or the "
@@ -75,6 +76,14 @@ def with_arkit_shapes(face: MorphFace, path: Path) -> MorphFace:
         moved = np.stack([within.get(name, np.zeros_like(inner.vertices)) for name in ARKIT_NAMES])
         inner = replace(inner, targets=moved.astype(np.float32))
     return replace(face, target_names=ARKIT_NAMES, targets=targets.astype(np.float32), inner=inner)
+
+
+def _stamp_in(path: Path) -> dict[str, str]:
+    """What a GLB of ours says of its face model, licence included; empty for others."""
+    asset = read_container(path)[0].get("asset")
+    extras = asset.get("extras") if isinstance(asset, dict) else None
+    stamp = extras.get("face_model") if isinstance(extras, dict) else None
+    return {str(key): str(value) for key, value in stamp.items()} if isinstance(stamp, dict) else {}
 
 
 def _of_document(path: Path, model: MorphableModel) -> MorphFace:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from models.animation.gltf import MorphFace, write_animated_glb
+from models.animation.gltf import MorphFace, Skin, write_animated_glb
 from models.export import write_mesh
+from models.face.inner_parts import InnerParts
+from models.face.inner_shapes import Piece
 from models.face.procedural_expressions import ARKIT_NAMES
 from tasks.faces_to_animate import open_face, with_arkit_shapes
 from tests.speaking_face import speaking_face
@@ -81,3 +85,26 @@ def test_other_files(tmp_path: Path) -> None:
     (tmp_path / "face.obj").write_text("v 0 0 0")
     with pytest.raises(ValueError, match="unknown kind of face"):
         open_face(tmp_path / "face.obj", MODEL)
+
+
+def test_a_glb_of_ours_brings_its_skin_its_eyes_and_its_licence(tmp_path: Path) -> None:
+    mean, triangles = MODEL.mean.numpy(), MODEL.triangles.numpy()
+    targets = np.arange(52, dtype=np.float32)[:, None, None] * np.ones((52, len(mean), 3), np.float32)
+    points = np.array([[0.0, 0.0, 1.0], [1.0, 0.0, 1.0], [0.0, 1.0, 1.0]], np.float32)
+    moved = np.arange(52, dtype=np.float32)[:, None, None] * np.ones((52, 3, 3), np.float32)
+    colours = np.full((3, 3), 0.5, np.float32)
+    piece = Piece("teeth", "teeth", (0.5, 0.5, 0.5), 0.3, np.array([[0, 1, 2]]))
+    picture = io.BytesIO()
+    Image.new("RGB", (4, 4), (200, 100, 50)).save(picture, "PNG")
+    skin = Skin(np.zeros((len(mean), 2), np.float32), picture.getvalue(), np.zeros(len(triangles), bool))
+    inner = InnerParts(points, moved, colours, (piece,))
+    face = MorphFace(mean, triangles, np.zeros_like(mean), ARKIT_NAMES[::-1], targets, skin, inner)
+    write_animated_glb(tmp_path / "ann.glb", face, extras={"face_model": MODEL.stamp()})
+    found, stamp = open_face(tmp_path / "ann.glb", MODEL)
+    assert stamp == MODEL.stamp()
+    assert found.skin is not None
+    assert np.allclose(found.colours, np.array([200, 100, 50]) / 255.0, atol=0.01)
+    assert found.inner is not None
+    # The shapes were in the opposite order, for the face as for what is in it.
+    assert np.allclose(found.inner.targets[0], 51.0, atol=1e-3)
+    assert np.allclose(found.targets[0], 51.0, atol=1e-3)
