@@ -1,13 +1,14 @@
 """Our detector: boxes of faces, then the hierarchical network looks at each ever more closely.
 
-Boxes come from the trained finder. Without one the network itself looks at whole photos, and at windows where it must.
+Boxes come from the trained finder. Without one, or where none of its boxes shows a sure face, the network itself looks
+at the whole photo, and at windows where it must.
 Every pass frames the face by the points of the pass before, upright and tight, so the last one sees a face at the size
 it was trained on. The last look is also taken in the mirror. All passes run over all faces of a batch of photos.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int, UInt8
 from torch import nn
 
+from models.landmarks.certainty import FIRST_LOOK_SHARE, are_doubtful, best_face, mean_confidence, without_doubtful
 from models.landmarks.detector import Annotations, Detection, confidence_from_sigma
 from models.landmarks.finder import FinderRun, find_faces, load_finder
 from models.landmarks.framing import (
@@ -24,12 +26,13 @@ from models.landmarks.framing import (
     frame_affine,
     frame_distance,
     landmark_box,
+    mirror_frames,
     tight_frame,
     transform_points,
 )
 from models.landmarks.guesses import MIN_POINT_SPREAD_PX, CropReader, CropReading, Guesses, without_duplicates
 from models.landmarks.hierarchical import HierarchicalNetwork, LandmarkOutput, NetworkWidths
-from models.landmarks.windows import cascade_windows, search_windows
+from models.landmarks.windows import cascade_windows, grid_windows, search_windows
 
 REFINEMENTS = 2
 """Looks at a face after the one at its box, each framed by the points of the look before."""
@@ -46,20 +49,11 @@ MIN_BOX_SCORE = 0.25
 LIKELY_BOX_SCORE = 0.4
 """Others than these are looked at only in photos where these show no sure face: nearly all of them are for nothing."""
 
-SURE_SHARE = 0.5
-"""Of the surest face's certainty, what the largest must reach to be the best one."""
-
-DOUBTFUL_SHARE = 0.4
-"""The same for being a face at all: on portraits, what was none beside a face had 0.01 to 0.5 of its certainty."""
-
-FIRST_LOOK_SHARE = 0.2
-"""The same after the first look, half as strict because it is framed worse; what fails is not looked at again."""
-
 SURE_CONFIDENCE = 0.5
 """Mean confidence of the points from which on a face in a box is believed without a look at the whole photo."""
 
 Boxes = Literal["auto", "finder", "windows", "opencv"]
-"""Where boxes come from: `auto` is the finder, and the whole photo where it finds nothing, or windows without one."""
+"""Where boxes come from: `auto` is the finder, then the whole photo and windows of it where no face is sure."""
 
 Convention = Literal["model", "annotated", "handmade"]
 """Points at the face model's vertices; where the photos of training were annotated; the first with the jaw where people
@@ -150,7 +144,7 @@ class HierarchicalDetector:
         return self.boxes in ("finder", "opencv") or (self.boxes == "auto" and self.finder is not None)
 
     def _in_boxes(self, images: Sequence[np.ndarray]) -> Guesses:
-        """Faces in the boxes of the finder or of OpenCV; with `auto`, in whole photos without any sure face, too."""
+        """Faces in the boxes of the finder or of OpenCV; with `auto`, all of a photo without a sure one is searched."""
         if self.boxes == "opencv" or self.finder is None:
             rows = [
                 (index, *window, 0.0, 1.0) for index, image in enumerate(images) for window in cascade_windows(image)
@@ -173,8 +167,19 @@ class HierarchicalDetector:
         without = np.setdiff1d(np.arange(len(images)), guesses.photo[sure])
         if self.boxes != "auto" or not len(without):
             return guesses
-        whole = self._refine(images, self._whole(images, without), UNBOXED_REFINEMENTS)
-        return Guesses.join([guesses, whole])
+        guesses = Guesses.join([guesses, self._refine(images, self._whole(images, without), UNBOXED_REFINEMENTS)])
+        without = np.setdiff1d(without, guesses.photo[self._sure(guesses)])
+        return Guesses.join([guesses, self._sure_in_windows(images, without)])
+
+    def _sure_in_windows(self, images: Sequence[np.ndarray], photos: Int[np.ndarray, "N"]) -> Guesses:
+        """Faces that the finder did not see; many looks find much that resembles one, so only sure ones count."""
+        if not len(photos):
+            return Guesses.none()
+        first = self._look_at_windows(images, photos, grid_windows)
+        first = first.take(self._shows_face(first))
+        first = first.take(~are_doubtful(first, share=FIRST_LOOK_SHARE))
+        found = self._refine(images, first.take(without_duplicates(first)), UNBOXED_REFINEMENTS)
+        return found.take(self._sure(found))
 
     def _look_at_boxes(self, images: Sequence[np.ndarray], table: Float[np.ndarray, "N 6"]) -> Guesses:
         """Faces in boxes, rows of photo, centre, side, angle and score."""
@@ -183,12 +188,12 @@ class HierarchicalDetector:
         first = self._look(images, which, affine)
         # Most boxes too many show no face at the first look, or one that another box shows better.
         first = first.take(self._shows_face(first))
-        first = first.take(~_is_doubtful(first, share=FIRST_LOOK_SHARE))
+        first = first.take(~are_doubtful(first, share=FIRST_LOOK_SHARE))
         return self._refine(images, first.take(without_duplicates(first)), REFINEMENTS)
 
     def _sure(self, guesses: Guesses) -> Bool[np.ndarray, "N"]:
         """A box around a part of a face shows a face, too, but not one whose points are found well."""
-        return self._shows_face(guesses) & (_mean_confidence(guesses) >= SURE_CONFIDENCE)
+        return self._shows_face(guesses) & (mean_confidence(guesses) >= SURE_CONFIDENCE)
 
     def _in_windows(self, images: Sequence[np.ndarray]) -> Guesses:
         """Faces in whole photos and in windows of them."""
@@ -233,9 +238,14 @@ class HierarchicalDetector:
         best = [rows[rank[rows].argmax()] for rows in (np.flatnonzero(guesses.photo == index) for index in photos)]
         return guesses.take(np.array(best))
 
-    def _look_at_windows(self, images: Sequence[np.ndarray], photos: Int[np.ndarray, "N"]) -> Guesses:
+    def _look_at_windows(
+        self,
+        images: Sequence[np.ndarray],
+        photos: Int[np.ndarray, "N"],
+        windows_of: Callable[[np.ndarray], list[tuple[float, float, float]]] = search_windows,
+    ) -> Guesses:
         """Looks at a grid of overlapping squares and at the boxes of OpenCV's face cascade."""
-        windows = [(int(index), *window) for index in photos for window in search_windows(images[index])]
+        windows = [(int(index), *window) for index in photos for window in windows_of(images[index])]
         table = np.array(windows, np.float64).reshape(-1, 4)
         return self._look(images, table[:, 0].astype(np.int64), self._affine(table[:, 1:3], table[:, 3]))
 
@@ -244,29 +254,27 @@ class HierarchicalDetector:
 
         Whatever is framed as in its last look already goes straight to the last one: it would show the same.
         """
-        affine, mirrored = self._framed(guesses)
+        affine = self._framed(guesses)
         for _ in range(looks - 1):
             moved = np.flatnonzero(frame_distance(guesses.frame, affine, size_px=self.input_size_px) > SAME_FRAME)
             if not len(moved):
                 break
             guesses = guesses.replace(moved, self._look(images, guesses.photo[moved], affine[moved]))
-            affine, mirrored = self._framed(guesses)
-        photos = guesses.photo
+            affine = self._framed(guesses)
+        photos, mirrored = guesses.photo, mirror_frames(affine, size_px=self.input_size_px)
         # Both in one batch: for a single face that is faster than one after the other.
         both = self._look(images, np.tile(photos, 2), np.concatenate([affine, mirrored]), mirrored=len(photos))
         return both.take(np.arange(len(photos))).average(both.take(np.arange(len(photos), 2 * len(photos))))
 
-    def _framed(self, guesses: Guesses) -> tuple[Float[np.ndarray, "N 3 3"], Float[np.ndarray, "N 3 3"]]:
-        """Tight frames around the points of guesses, straight and mirrored."""
+    def _framed(self, guesses: Guesses) -> Float[np.ndarray, "N 3 3"]:
+        """Tight frames around the points of guesses."""
         centre, side, angle = tight_frame(guesses.points, self.mean_shape)
-        side = np.maximum(side, MIN_POINT_SPREAD_PX)
-        return self._affine(centre, side, angle), self._affine(centre, side, angle, flip=True)
+        return self._affine(centre, np.maximum(side, MIN_POINT_SPREAD_PX), angle)
 
     def _affine(
-        self, centre: np.ndarray, side: np.ndarray, angle: np.ndarray | None = None, *, flip: bool = False
+        self, centre: np.ndarray, side: np.ndarray, angle: np.ndarray | None = None
     ) -> Float[np.ndarray, "N 3 3"]:
-        upright = np.zeros(len(side)) if angle is None else angle
-        return frame_affine(centre, side, upright, size_px=self.input_size_px, flip=np.full(len(side), flip))
+        return frame_affine(centre, side, np.zeros(len(side)) if angle is None else angle, size_px=self.input_size_px)
 
     def _look(
         self,
@@ -302,34 +310,6 @@ class HierarchicalDetector:
             outline=outline,
             frame=affine,
         )
-
-
-def best_face(faces: Sequence[Detection]) -> Detection | None:
-    """The largest face, unless another is more than twice as sure that it is one and where its points lie."""
-    enough = SURE_SHARE * max(map(_certainty, faces), default=0.0)
-    return next((one for one in faces if _certainty(one) >= enough), None)
-
-
-def without_doubtful(faces: list[Detection]) -> list[Detection]:
-    """The faces without those that are far less sure than the surest beside them: knees, hands, patterns."""
-    enough = DOUBTFUL_SHARE * max(map(_certainty, faces), default=0.0)
-    return [one for one in faces if _certainty(one) >= enough]
-
-
-def _mean_confidence(guesses: Guesses) -> Float[np.ndarray, "N"]:
-    return confidence_from_sigma(guesses.sigma).mean(1)
-
-
-def _is_doubtful(guesses: Guesses, *, share: float) -> Bool[np.ndarray, "N"]:
-    """Guesses that are less than so much as certain as the most certain one of their photo."""
-    certainty = guesses.presence * _mean_confidence(guesses)
-    most = np.zeros(1 + guesses.photo.max(initial=0))
-    np.maximum.at(most, guesses.photo, certainty)
-    return certainty < share * most[guesses.photo]
-
-
-def _certainty(face: Detection) -> float:
-    return face.face_score * float(face.confidence.mean())
 
 
 def _dense_confidence(guesses: Guesses, row: int) -> Float[np.ndarray, "D"]:

@@ -96,6 +96,11 @@ def transform_points(
     return points @ affine[:, :2, :2].transpose(0, 2, 1) + affine[:, None, :2, 2]
 
 
+def mirror_frames(affine: Float[np.ndarray, "N 3 3"], *, size_px: int) -> Float[np.ndarray, "N 3 3"]:
+    """The same frames read from right to left."""
+    return affine @ np.array([[-1.0, 0.0, size_px], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]])
+
+
 def frame_distance(
     first: Float[np.ndarray, "N 3 3"], second: Float[np.ndarray, "N 3 3"], *, size_px: int
 ) -> Float[np.ndarray, "N"]:

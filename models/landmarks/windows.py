@@ -17,6 +17,11 @@ CASCADE_MARGIN = 1.3
 
 def search_windows(image: UInt8[np.ndarray, "H W 3"]) -> list[tuple[float, float, float]]:
     """Squares (centre x, centre y, side) in which to look for a face that the whole photo did not show."""
+    return grid_windows(image) + cascade_windows(image)
+
+
+def grid_windows(image: UInt8[np.ndarray, "H W 3"]) -> list[tuple[float, float, float]]:
+    """The same without the boxes of OpenCV: overlapping squares in three sizes."""
     height, width = image.shape[:2]
     shorter = min(height, width)
     windows = []
@@ -24,7 +29,7 @@ def search_windows(image: UInt8[np.ndarray, "H W 3"]) -> list[tuple[float, float
         side = scale * shorter
         for y in _steps(float(height), side):
             windows += [(x, y, side) for x in _steps(float(width), side)]
-    return windows + cascade_windows(image)
+    return windows
 
 
 def cascade_windows(image: UInt8[np.ndarray, "H W 3"]) -> list[tuple[float, float, float]]:

@@ -12,15 +12,14 @@ from models.landmarks.cascade import (
     REFINEMENTS,
     UNBOXED_REFINEMENTS,
     HierarchicalDetector,
-    best_face,
     detector_content,
     load_hierarchical,
-    without_doubtful,
 )
 from models.landmarks.detector import Detection, detect_faces
 from models.landmarks.finder import FaceFinder, finder_content
 from models.landmarks.framing import tight_frame
 from models.landmarks.hierarchical import HierarchicalNetwork, NetworkWidths
+from models.landmarks.windows import grid_windows
 from tests.coordinate_photo import (
     ANNOTATION_SHIFT,
     OUTLINE_SHIFT,
@@ -63,6 +62,16 @@ class UnsureOfSmall(CoordinateReader):
         # Green is y: the small face lies above the large one.
         if crop[..., 1][crop[..., 2] == 255].mean() < 75:
             values[2] = np.full(68, self.log_sigma)
+        return tuple(values)
+
+
+class ShortSighted(CoordinateReader):
+    """Takes the middle for the face where it sees none, so that further looks do not lead to one."""
+
+    def _read(self, crop: np.ndarray) -> tuple[np.ndarray, ...]:
+        values = list(super()._read(crop))
+        if values[3] < 0.0:
+            values[0] = face_points((len(crop) / 2, len(crop) / 2), len(crop))
         return tuple(values)
 
 
@@ -143,10 +152,22 @@ class TestWithFinder:
         detector(reader, BoxFinder(LARGE_BOX), sigma_scale=1.5).detect([coordinate_photo()])
         in_box = [1] * REFINEMENTS + [2]
         # The stand-in knows the face at once, so the second look from the whole photo is framed as the first.
-        assert reader.batches == in_box + [1] * (UNBOXED_REFINEMENTS - 1) + [2]
+        whole = [1] * (UNBOXED_REFINEMENTS - 1) + [2]
+        assert reader.batches[: len(in_box + whole)] == in_box + whole
+        # Nor was it sure then: windows, then those that showed the face.
+        assert reader.batches[len(in_box + whole)] == len(grid_windows(coordinate_photo()))
         only = CoordinateReader([LARGE])
         detector(only, BoxFinder(LARGE_BOX), boxes="finder", sigma_scale=1.5).detect([coordinate_photo()])
         assert only.batches == in_box
+
+    def test_a_face_that_the_finder_misses_is_found_in_a_window(self) -> None:
+        photo = coordinate_photo()
+        (faces,) = detector(ShortSighted([SMALL]), BoxFinder(), sigma_scale=0.5).detect_all([photo])
+        assert len(faces) == 1
+        assert_points(faces[0], SMALL)
+        # Windows show much that resembles a face; only what is sure counts there.
+        assert detector(ShortSighted([SMALL]), BoxFinder(), sigma_scale=1.5).detect_all([photo]) == [[]]
+        assert detector(ShortSighted([SMALL]), BoxFinder(), boxes="finder").detect_all([photo]) == [[]]
 
     def test_unlikely_boxes_are_looked_at_where_nothing_else_is_sure(self) -> None:
         unlikely = (*SMALL_BOX[:4], -0.8)
@@ -215,19 +236,6 @@ class TestWithFinder:
         sigma = 2.0 * 1.25 / 64
         for face in faces:
             np.testing.assert_allclose(face.confidence, 1 / (1 + (sigma / 0.02) ** 2), rtol=0.05)
-
-
-def test_the_best_face_is_large_and_sure() -> None:
-    def face(score: float, confidence: float) -> Detection:
-        return Detection(np.zeros((68, 2)), np.full(68, confidence), np.zeros(4), score)
-
-    doubtful, sure, fair = face(0.6, 0.3), face(0.99, 0.9), face(0.9, 0.55)
-    assert best_face([doubtful, sure]) is sure
-    assert best_face([fair, sure]) is fair
-    assert best_face([]) is None
-    hardly = face(0.9, 0.1)
-    assert without_doubtful([hardly, fair, sure]) == [fair, sure]
-    assert without_doubtful([hardly]) == [hardly]
 
 
 class TestWithoutFinder:

@@ -12,6 +12,7 @@ from models.landmarks.framing import (
     frame_affine,
     frame_distance,
     mean_face_shape,
+    mirror_frames,
     mirror_points,
     tight_frame,
     transform_points,
@@ -123,3 +124,9 @@ def test_distance_of_frames_is_that_of_their_corners() -> None:
     distances = [frame_distance(other, frame, size_px=64)[0] for other in (frame, moved, larger, turned)]
     # Corners lie half a diagonal from the centre; a quarter turn takes each to its neighbour's place.
     np.testing.assert_allclose(distances, [0.0, 5.0 / 40.0, 0.25 * np.sqrt(2.0), 1.0], atol=1e-12)
+
+
+def test_mirrored_frames_are_flipped_ones() -> None:
+    place = {"centre": np.array([[50.0, 60.0]]), "side": np.array([40.0]), "angle": np.array([0.3])}
+    flipped = frame_affine(**place, size_px=64, flip=np.array([True]))
+    np.testing.assert_allclose(mirror_frames(frame_affine(**place, size_px=64), size_px=64), flipped, atol=1e-12)
