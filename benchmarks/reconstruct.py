@@ -4,7 +4,9 @@ Networks: the reconstructor as `mien export` writes it (crop, landmarks and conf
 on onnxruntime and on torch, with random weights of the real sizes and the embedded face model. Each row holds
 `backbone`, `size_px`, `runtime`, `batch`, `threads`, then per face `ms` and `fastest_ms` (median and minimum over
 rounds) and `processor_ms` (the processor's time on all threads, which other programs hardly change), and `difference`:
-the largest between the two runtimes, relative to each output's range.
+the largest between the two runtimes, relative to each output's range. `gflop` is the arithmetic of one face;
+`of_matmul` the processor's time divided by what torch needs for as much arithmetic in products of large matrices, in
+turns with the network: 1 for a network that keeps the processor as busy as it can be, on a quiet machine or a busy one.
 
 Path: one photo through a trained workspace, part by part: decoding, detection, crop with network and mesh, and every
 output of `mien reconstruct`, with the same three times.
@@ -31,6 +33,9 @@ from models.onnx_graph import open_session
 from models.reconstruction.reconstructor import Reconstructor, ReconstructorSettings
 from models.types import LANDMARK_COUNT
 
+MATMUL_SIDE = 1024
+"""Of the square matrices: large enough that arithmetic counts and not memory."""
+
 NETWORKS = (("resnet-slim", 112), ("resnet-18", 224), ("resnet-50", 224))
 BATCHES = (1, 16)
 IDENTITY_MODES = 40
@@ -49,6 +54,43 @@ def clock(call: Callable[[], object], *, rounds: int) -> dict[str, float]:
         seconds.append(time.perf_counter() - started)
     found = {"ms": float(np.median(seconds)), "fastest_ms": min(seconds), "processor_ms": float(np.median(spent))}
     return {name: 1000.0 * value for name, value in found.items()}
+
+
+def clock_beside(
+    call: Callable[[], object], yardstick: Callable[[], object], *, rounds: int
+) -> tuple[dict[str, float], float]:
+    """The same of a call, and the median ratio of its time to that of another call right after it."""
+    call()
+    yardstick()
+    seconds, spent, ratios = [], [], []
+    for _ in range(rounds):
+        started, before = time.perf_counter(), time.process_time()
+        call()
+        spent.append(time.process_time() - before)
+        seconds.append(time.perf_counter() - started)
+        before = time.process_time()
+        yardstick()
+        ratios.append(spent[-1] / max(time.process_time() - before, 1e-9))
+    found = {"ms": float(np.median(seconds)), "fastest_ms": min(seconds), "processor_ms": float(np.median(spent))}
+    return {name: 1000.0 * value for name, value in found.items()}, float(np.median(ratios))
+
+
+def count_flops(graph: ReconstructorGraph, inputs: tuple[torch.Tensor, ...]) -> int:
+    """Multiplications and additions of one call, by torch's own count."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        graph(*inputs)
+    return int(counter.get_total_flops())
+
+
+def product_of_matrices(flops: int) -> tuple[Callable[[], object], float]:
+    """A call that multiplies large matrices, and how many times the given arithmetic that is."""
+    rows = max(1, round(flops / (2 * MATMUL_SIDE**2)))
+    # A thin product would wait for memory: small networks are compared with a share of a thick one.
+    thick = max(rows, MATMUL_SIDE)
+    left, right = torch.rand(thick, MATMUL_SIDE), torch.rand(MATMUL_SIDE, MATMUL_SIDE)
+    return lambda: left @ right, 2.0 * thick * MATMUL_SIDE**2 / flops
 
 
 def untrained(backbone: str, size_px: int) -> Reconstructor:
@@ -90,10 +132,15 @@ def measure_network(backbone: str, size_px: int, *, threads: int, rounds: int, f
         def by_onnx(feed: dict[str, Any] = feed) -> object:
             return session.run(None, feed)
 
+        flops = count_flops(graph, inputs)
+        yardstick, times = product_of_matrices(flops)
         for runtime, call in (("onnxruntime", by_onnx), ("torch", by_torch)):
             about = {"backbone": backbone, "size_px": size_px, "runtime": runtime, "batch": batch, "threads": threads}
-            taken = {name: value / batch for name, value in clock(call, rounds=rounds).items()}
-            rows.append({**about, **taken, "difference": difference})
+            found, ratio = clock_beside(call, yardstick, rounds=rounds)
+            taken = {name: value / batch for name, value in found.items()}
+            rows.append(
+                {**about, **taken, "gflop": flops / batch / 1e9, "of_matmul": ratio * times, "difference": difference}
+            )
     return rows
 
 
@@ -159,7 +206,9 @@ def main(
         path = measure_path(workspace, checkpoint or workspace / "artifacts" / "refusion", photo, rounds=rounds)
     console = Console()
     if rows:
-        table = Table("network", "runtime", "batch", "ms a face", "fastest", "processor", "ONNX differs by")
+        table = Table(
+            "network", "runtime", "batch", "ms a face", "fastest", "processor", "GFLOP", "of matmul", "ONNX differs by"
+        )
         for row in rows:
             table.add_row(
                 f"{row['backbone']}, {row['size_px']} px",
@@ -168,6 +217,8 @@ def main(
                 f"{row['ms']:.1f}",
                 f"{row['fastest_ms']:.1f}",
                 f"{row['processor_ms']:.1f}",
+                f"{row['gflop']:.2f}",
+                f"{row['of_matmul']:.2f}",
                 f"{row['difference']:.1g}",
             )
         console.print(table)
