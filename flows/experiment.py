@@ -54,8 +54,9 @@ def ablation(
     with _prepared(workspace, settings, steps_factor, image_only) as params:
         from tasks.ablation import ablation_experiment
         from tasks.artifacts import Workspace
+        from tasks.trials import seconds_per_step
 
-        experiment = ablation_experiment(params, Workspace(workspace))
+        experiment = ablation_experiment(params, seconds_per_step(Workspace(workspace)))
         _run(experiment, params, workspace, out, variants, image_only=image_only, seeds=seeds, dry_run=dry_run)
 
 

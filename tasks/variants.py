@@ -268,7 +268,9 @@ def _self_supervised(params: Params, seconds_per_step: dict[str, float]) -> Vari
     section = params.train_self_supervised
     section = section.model_copy(update={"steps": _equal_steps(params, "train_self_supervised", seconds_per_step)})
     changed = params.model_copy(update={"train_self_supervised": section})
-    return Variant("self_supervised", "self-supervised only, equal time", changed, STAGES[:1])
+    return Variant(
+        "self_supervised", f"self-supervised only, {_measure_of_length(seconds_per_step)}", changed, STAGES[:1]
+    )
 
 
 def _supervised(params: Params, seconds_per_step: dict[str, float]) -> Variant:
@@ -283,7 +285,11 @@ def _supervised(params: Params, seconds_per_step: dict[str, float]) -> Variant:
         }
     )
     changed = params.model_copy(update={"train_supervised": section})
-    return Variant("supervised", "supervised only, equal time", changed, STAGES[1:2])
+    return Variant("supervised", f"supervised only, {_measure_of_length(seconds_per_step)}", changed, STAGES[1:2])
+
+
+def _measure_of_length(seconds_per_step: dict[str, float]) -> str:
+    return "equal time" if len(seconds_per_step) == len(STAGES) else "as many steps"
 
 
 def _equal_steps(params: Params, stage: str, seconds_per_step: dict[str, float]) -> int:

@@ -78,6 +78,9 @@ def test_the_stages_are_not_trained_again(trained: tuple[Params, Workspace], mon
     ablation(params, workspace)
     assert trainings == ["train_self_supervised"]
     rows = rows_of(workspace)
+    # Whatever the clock said of the stages.
+    whole = sum(getattr(params, stage).steps for stage in ("train_self_supervised", "train_supervised", "train_fused"))
+    assert rows["self_supervised"]["steps"] == whole
     assert list(rows) == ["mean_face", "self_supervised", "three_stages", "refusion"]
     assert rows["self_supervised"]["steps"] > params.train_self_supervised.steps
     assert rows["refusion"]["rounds"]["0"][0]["decision"] == "start"
@@ -89,7 +92,7 @@ def test_the_stages_are_not_trained_again(trained: tuple[Params, Workspace], mon
 def test_what_is_taken_over_is_what_would_be_trained(trained: tuple[Params, Workspace], tmp_path: Path) -> None:
     """The experiment's own training of three stages ends at the weights of the pipeline's."""
     params, workspace = trained
-    experiment = ablation_experiment(params, workspace)
+    experiment = ablation_experiment(params, {})
     adopted = adopt_stages(experiment, params, workspace, tmp_path / "adopted")
     assert [training.stage for training in adopted] == [
         "train_self_supervised",
@@ -112,7 +115,7 @@ def test_other_parameters_are_not_taken_over(trained: tuple[Params, Workspace], 
     changed = params.model_copy(
         update={"train_supervised": params.train_supervised.model_copy(update={"learning_rate": 1e-5})}
     )
-    experiment = ablation_experiment(changed, workspace)
+    experiment = ablation_experiment(changed, {})
     adopted = adopt_stages(experiment, params, workspace, tmp_path / "adopted")
     assert [training.stage for training in adopted] == ["train_self_supervised"]
 
@@ -121,7 +124,7 @@ def test_stages_of_another_order_are_not_taken_over(trained: tuple[Params, Works
     params, workspace = trained
     section = params.train_fused.model_copy(update={"init": "train_self_supervised"})
     branched = params.model_copy(update={"train_fused": section})
-    adopted = adopt_stages(ablation_experiment(branched, workspace), branched, workspace, tmp_path / "adopted")
+    adopted = adopt_stages(ablation_experiment(branched, {}), branched, workspace, tmp_path / "adopted")
     assert [training.stage for training in adopted] == ["train_self_supervised", "train_supervised"]
 
 
