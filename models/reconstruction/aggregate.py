@@ -207,7 +207,8 @@ def aggregate(
     `confidence` of a head. Expression and pose follow the new identity so that landmarks stay explained, and light
     follows albedo so that skin keeps its colour in the photo.
     `identity_map` is what a network ends with that does not leave identities at the middle of what is possible, see
-    `Reconstructor.identity_map`: evidence is put together before it, and the result goes through it.
+    `Reconstructor.identity_map`: evidence is put together before it, and the result goes through it. It drops what one
+    photo cannot tell; so the more several photos tell, the less of it is done, except for `mean`, which does not know.
     Raises: ValueError for another method, or if learned confidences are wanted but not given.
     """
     if method not in METHODS:
@@ -241,7 +242,9 @@ def aggregate(
     norm = _mean_by(identity.norm(dim=1, keepdim=True), torch.ones_like(trust), group, people).clamp_min(1e-12)[:, 0]
     answered = _answered(model, coefficients, fused[group], evidence.answer)
     if identity_map is not None:
-        ended = answered.identity.double() @ matrix.T + offset
+        read = answered.identity.double()
+        share = _left_open(information, covariance, group) if method != "mean" else torch.ones_like(trust[:people])
+        ended = read + share.double()[group, None] * (read @ matrix.T + offset - read)
         answered = replace(answered, identity=ended.to(answered.identity))
     return Aggregate(
         coefficients=replace(
@@ -253,6 +256,17 @@ def aggregate(
         norm_ratio=(fused.norm(dim=1) / norm)[group],
         covariance=covariance[group],
     )
+
+
+def _left_open(
+    information: Float[Tensor, "B I I"], covariance: Float[Tensor, "P I I"], group: Int[Tensor, "B"]
+) -> Float[Tensor, "P"]:
+    """Variance of each person's identity as a share of what one of the photos leaves on average, at most 1."""
+    one = torch.eye(information.shape[1], dtype=information.dtype, device=information.device)
+    alone = torch.linalg.inv(one + information).diagonal(dim1=1, dim2=2).sum(1)
+    single = _mean_by(alone[:, None], torch.ones_like(alone), group, len(covariance))[:, 0]
+    together = covariance.diagonal(dim1=1, dim2=2).sum(1).to(single)
+    return (together / single).clamp_max(1.0).to(covariance)
 
 
 def _answered(

@@ -15,6 +15,7 @@ import pickletools
 import re
 import reprlib
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -130,12 +131,15 @@ def unpickle(data: bytes) -> Any:
 
     Raises: ValueError or another of `READ_ERRORS`, naming what it asks for that is not in `ALLOWED`.
     """
-    for opcode, argument, _ in pickletools.genops(data):
-        if opcode.name in FORBIDDEN_OPCODES:
-            raise ValueError(f"the pickle asks for {opcode.name} {_short(argument)}, which is never run")
-        # Python would make room for as many objects as the number says.
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= len(data):
-            raise ValueError(f"the pickle asks for room for {argument} objects in {len(data)} bytes")
+    with warnings.catch_warnings():
+        # Of escapes in texts of the file, which are not ours to mend.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        for opcode, argument, _ in pickletools.genops(data):
+            if opcode.name in FORBIDDEN_OPCODES:
+                raise ValueError(f"the pickle asks for {opcode.name} {_short(argument)}, which is never run")
+            # Python would make room for as many objects as the number says.
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= len(data):
+                raise ValueError(f"the pickle asks for room for {argument} objects in {len(data)} bytes")
     return _Contents().value(_Unpickler(io.BytesIO(data), encoding="latin1").load())
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -264,16 +265,41 @@ def test_pose_answers_as_a_rotation(face: MorphableModel) -> None:
     torch.testing.assert_close(found.translation, truth.translation, rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("method", ["mean", "analytic"])
-def test_evidence_is_put_together_before_the_map_of_identities(face: MorphableModel, method: str) -> None:
-    batch, truth = photos_of_one(face, 4)
-    guessed = shrunken(face, batch, truth, seed=2)
-    plain = aggregate(face, batch, guessed, method=method)
+def map_of_identities() -> tuple[torch.Tensor, torch.Tensor]:
     matrix, offset = torch.diag(torch.tensor([3.0, 0.5, 1.0, 2.0])), torch.tensor([0.1, 0.0, -0.2, 0.0])
     matrix[0, 1] = 0.4
+    return matrix, offset
+
+
+@pytest.mark.parametrize(("method", "photos"), [("mean", 4), ("analytic", 1)])
+def test_evidence_is_put_together_before_the_map_of_identities(face: MorphableModel, method: str, photos: int) -> None:
+    batch, truth = photos_of_one(face, photos)
+    guessed = shrunken(face, batch, truth, seed=2)
+    plain = aggregate(face, batch, guessed, method=method)
+    matrix, offset = map_of_identities()
     mapped = replace(guessed, identity=guessed.identity @ matrix.T + offset)
     found = aggregate(face, batch, mapped, method=method, identity_map=(matrix, offset))
     expected = plain.coefficients.identity @ matrix.T + offset
     torch.testing.assert_close(found.coefficients.identity, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(found.coefficients.expression, plain.coefficients.expression, rtol=1e-3, atol=1e-3)
     torch.testing.assert_close(found.weight, plain.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_the_more_photos_tell_the_less_the_map_takes_away(face: MorphableModel) -> None:
+    matrix, offset = map_of_identities()
+    shares = []
+    for photos in (1, 2, 4, 8):
+        batch, truth = photos_of_one(face, photos)
+        guessed = shrunken(face, batch, truth, seed=2)
+        plain = aggregate(face, batch, guessed, method="analytic").coefficients.identity[0]
+        mapped = replace(guessed, identity=guessed.identity @ matrix.T + offset)
+        found = aggregate(face, batch, mapped, method="analytic", identity_map=(matrix, offset)).coefficients.identity[
+            0
+        ]
+        whole = matrix @ plain + offset - plain
+        share = float((found - plain) @ whole / whole.square().sum())
+        torch.testing.assert_close(found, plain + share * whole, rtol=1e-3, atol=1e-3)
+        shares.append(share)
+    assert shares[0] == pytest.approx(1.0, abs=1e-3)
+    assert all(later < before - 0.02 for before, later in pairwise(shares)), shares
+    assert shares[-1] > 0.0
