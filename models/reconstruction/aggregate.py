@@ -54,6 +54,13 @@ OUTLIER_FLOOR_MM = 0.5
 OUTLIER_PHOTOS = 4
 """Of fewer photos nobody can say which is the odd one."""
 
+MAP_FADING = 3.0
+"""Power of the variance left open, as a share of one photo's, by which an identity map is applied to several photos.
+
+Measured, benchmarks/photo_sets.py: each unit more makes eight photos more accurate by 2, then 1 % of the error, and sets
+of four less distinct by 1 %, while without the map they lose 11 %.
+"""
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -243,7 +250,9 @@ def aggregate(
     answered = _answered(model, coefficients, fused[group], evidence.answer)
     if identity_map is not None:
         read = answered.identity.double()
-        share = _left_open(information, covariance, group) if method != "mean" else torch.ones_like(trust[:people])
+        share = torch.ones_like(trust[:people])
+        if method != "mean":
+            share = _left_open(information, covariance, group) ** MAP_FADING
         ended = read + share.double()[group, None] * (read @ matrix.T + offset - read)
         answered = replace(answered, identity=ended.to(answered.identity))
     return Aggregate(
