@@ -81,11 +81,14 @@ def write_comparison(
     """Write NAME.json, NAME.md and NAME.png; `persons` (N,) of the test photos are drawn again for the intervals.
 
     With an `axis`, one of the `labels` of a result, the picture shows curves over it.
+    Degenerate: where the reference was not measured, the first that was takes its place.
     """
     groups = _by_variant(results)
+    if groups and reference not in groups:
+        reference = next(iter(groups))
     rows = [row_of(group) for group in groups.values()]
     for row in rows:
-        if row["name"] != reference and reference in groups:
+        if row["name"] != reference:
             row["against_reference"] = compare(groups[row["name"]], groups[reference], persons)
     content: dict[str, Any] = {
         "experiment": name,

@@ -114,6 +114,25 @@ def test_table_and_plot(tmp_path: Path) -> None:
     assert (picture < 250).mean() > 0.01
 
 
+def test_a_reference_that_was_not_measured_is_replaced(tmp_path: Path) -> None:
+    results = [result("one_to_one", 0, 3.0), result("two_to_one", 0, 3.2)]
+    paths = write_comparison(
+        tmp_path,
+        results,
+        name="fusion",
+        title="Ratio",
+        reference="self_supervised",
+        headline=None,
+        axis=None,
+        persons=PERSONS,
+        command="mien experiment fusion",
+    )
+    content = json.loads(paths[0].read_text())
+    assert content["reference"] == "one_to_one"
+    assert content["rows"][1]["against_reference"]["vertex_error_mm"]["difference"] == pytest.approx(0.2, abs=0.05)
+    assert "against “one to one”" in paths[1].read_text()
+
+
 def test_curves_over_labels(tmp_path: Path) -> None:
     results = [result("self_supervised", seed, 3.2) for seed in (0, 1)]
     for count, error in ((10, 3.15), (50, 3.0)):
