@@ -177,6 +177,7 @@ def test_a_team_server_on_postgresql_and_an_object_store(params: Params, tmp_pat
         ]
         command += ["--backend-store-uri", f"postgresql://{database}/mlflow", "--artifacts-destination", "s3://mlflow"]
         keys = {"AWS_ACCESS_KEY_ID": "mien", "AWS_SECRET_ACCESS_KEY": "secret", "MLFLOW_S3_ENDPOINT_URL": store}
+        keys |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (
             (tmp_path / "log").open("w") as log,
             subprocess.Popen(
