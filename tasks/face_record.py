@@ -11,6 +11,7 @@ import torch
 from models.face.inner_parts import InnerParts, Openings, find_openings
 from models.face.morphable import MorphableModel
 from models.reconstruction.face_meshes import TEXTURE_PX, inner_parts, paint_face, vertex_colours, worn_weights
+from models.reconstruction.iris_colour import IrisColour, iris_colour
 from models.reconstruction.photos import PhotoFace
 from models.rendering.photo_texture import TexturePainter
 from models.rendering.texture import Texture
@@ -50,6 +51,8 @@ class FaceRecord:
     """Among the faces of its photo, the largest first."""
     refinement: dict[str, Any] | None = None
     """How the network's coefficients were refined; None if they were not."""
+    person_iris: IrisColour | None = None
+    """What several photos of the person say together, where there are some."""
 
     @property
     def model(self) -> MorphableModel:
@@ -94,9 +97,20 @@ class FaceRecord:
         return paint_face(self.face, self.model, self.palette.painter, self.palette.openings)
 
     @cached_property
+    def iris(self) -> IrisColour:
+        """Of the person, as the photos show it."""
+        return self.person_iris or iris_colour([self.face])
+
+    @property
+    def iris_document(self) -> dict[str, Any]:
+        """The same for documents."""
+        found = self.iris
+        return {"rgb": [round(value, 4) for value in found.colour], "confidence": round(found.confidence, 4)}
+
+    @cached_property
     def inner(self) -> InnerParts | None:
         """Eyes and mouth, where the face model has openings for them."""
-        return inner_parts(self.face.coefficients, self.model, self.palette.openings)
+        return inner_parts(self.face.coefficients, self.model, self.palette.openings, iris=self.iris.colour)
 
     def inner_vertices(self, *, expression: bool) -> torch.Tensor:
         """(P, 3) in model space, none where the face model has its own."""

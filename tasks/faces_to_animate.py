@@ -14,6 +14,7 @@ from models.animation.gltf import MorphFace, read_glb
 from models.animation.gltf_container import read_container
 from models.animation.rig import NEEDED, arkit_basis
 from models.face.inner_parts import find_openings, make_inner_parts
+from models.face.inner_shapes import IRIS, RGB
 from models.face.morphable import MorphableModel
 from models.face.procedural_expressions import ARKIT_NAMES
 
@@ -93,6 +94,7 @@ def _of_document(path: Path, model: MorphableModel) -> MorphFace:
         identity = torch.tensor(coefficients["identity"], dtype=torch.float32)
         albedo = torch.tensor(coefficients["albedo"], dtype=torch.float32)
         name, found = str(stamp["name"]), str(stamp["hash"])
+        iris = _iris(document)
     except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError):
         raise ValueError(f"{path}: not the .json of a face, expected one that mien reconstruct wrote") from None
     if found != model.content_hash():
@@ -102,13 +104,23 @@ def _of_document(path: Path, model: MorphableModel) -> MorphFace:
         )
     if identity.shape != (model.identity_size,) or albedo.shape != (model.albedo_size,):
         raise ValueError(f"{path}: {len(identity)} identity coefficients, expected {model.identity_size}; make it anew")
-    return _of_model(model, model.vertices(identity[None])[0], model.albedo(albedo[None])[0])
+    return _of_model(model, model.vertices(identity[None])[0], model.albedo(albedo[None])[0], iris=iris)
 
 
-def _of_model(model: MorphableModel, vertices: torch.Tensor, albedo: torch.Tensor) -> MorphFace:
+def _iris(document: Any) -> RGB:
+    """The colour that stands in a document; brown in older ones."""
+    if "iris" not in document:
+        return IRIS
+    red, green, blue = (float(value) for value in document["iris"]["rgb"])
+    if not all(0.0 <= value <= 1.0 for value in (red, green, blue)):
+        raise ValueError
+    return red, green, blue
+
+
+def _of_model(model: MorphableModel, vertices: torch.Tensor, albedo: torch.Tensor, *, iris: RGB = IRIS) -> MorphFace:
     targets = arkit_basis(model).numpy()
     inner = make_inner_parts(
-        find_openings(model), vertices.numpy(), names=ARKIT_NAMES, targets=targets, light=np.ones(3)
+        find_openings(model), vertices.numpy(), names=ARKIT_NAMES, targets=targets, light=np.ones(3), iris=iris
     )  # fmt: skip
     return MorphFace(
         vertices=vertices.numpy(),

@@ -80,6 +80,7 @@ def write_film_glb(record: FilmRecord, path: Path) -> None:
         texture=record.texture,
         animation=animation,
         openings=record.best.palette.openings,
+        iris=record.best.iris.colour,
         extras={
             "comment": f"{record.best.title}; metres, x to the subject's left, y up, z out of the face",
             "model": record.best.origin,
@@ -139,6 +140,7 @@ def write_film_document(record: FilmRecord, path: Path) -> None:
                 "identity": _numbers(found.identity[0]),
                 "albedo": _numbers(found.albedo[0]),
             },
+            "iris": best.iris_document,
             "camera": {**kept, "pose": "R and t per frame, R = diag(1, -1, -1) exp(rotation)"},
             "expression_names": list(best.model.expression_names),
             "times_s": np.round(record.film.times_s, 5).tolist(),

@@ -40,6 +40,7 @@ def document(record: FaceRecord) -> dict[str, Any]:
             "albedo": _numbers(found.albedo[0]),
             "lighting": _numbers(found.lighting[0]),
         },
+        "iris": record.iris_document,
         "camera": _camera(record),
         "crop": {"size_px": face.batch.image.shape[-1], "to_photo": _numbers(face.affine)},
         "landmarks": {

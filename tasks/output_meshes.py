@@ -22,6 +22,7 @@ def write_glb(record: FaceRecord, path: Path) -> None:
         texture=record.texture,
         extras={"comment": f"{record.title}; {GLB_AXES}", "model": record.origin},
         openings=record.palette.openings,
+        iris=record.iris.colour,
     )
 
 
@@ -36,6 +37,7 @@ def write_obj(record: FaceRecord, path: Path) -> None:
         picture=picture.name,
         header=[record.comment],
         openings=record.palette.openings,
+        iris=record.iris.colour,
     )
     write_texture(record, picture)
 

@@ -14,6 +14,7 @@ import torch
 from models.face.crop import crop_affine
 from models.landmarks.detector import ProvidedDetector
 from models.reconstruction.face_meshes import TEXTURE_PX
+from models.reconstruction.iris_colour import iris_colour
 from models.reconstruction.photo_fit import ANCHOR, LANDMARK_STEPS, PHOTO_STEPS, refine_coefficients
 from models.reconstruction.photos import PhotoFace, Which, join_batches
 from models.types import FaceCoefficients, map_tensors, to_device
@@ -146,6 +147,7 @@ def reconstruct_photos(
             if aggregate is not None and some:
                 some, person = fuse_found(reader.reconstructor, some, method=aggregate)
             faces = some if refinement is None else refine_faces(reader, some, refinement)
+            iris = iris_colour([one.face for one in faces]) if same_person and faces else None
             report.files += write_certainty(reader.reconstructor, faces, out, person=person)
             for one in faces:
                 record = FaceRecord(
@@ -155,6 +157,7 @@ def reconstruct_photos(
                     origin=reader.origin,
                     number=one.number,
                     refinement=one.refinement,
+                    person_iris=iris,
                 )
                 files = writer.add(record)
                 report.faces.append(_said(one, files))

@@ -18,6 +18,7 @@ import torch
 from models.face.camera import to_camera_space
 from models.reconstruction.face_meshes import behind_openings
 from models.reconstruction.film_tracker import FilmTracker, Person, View, without_shadows
+from models.reconstruction.iris_colour import iris_colour
 from models.reconstruction.photos import PhotoFace, Which
 from models.reconstruction.video import FilmFace, filled_frames, film_camera, solve_track
 from models.rendering.photo_texture import blend_looks
@@ -131,6 +132,7 @@ def _record(
         origin=reader.origin,
         number=number,
         refinement={"film_frames": len(film.frames), "smoothed": smooth},
+        person_iris=iris_colour(shown),
     )
     looks = [
         palette.painter.look(

@@ -148,6 +148,8 @@ def quiet_mlflow() -> None:
 
     for name in ("mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # That a server is gone is told once, by the stage that needs it.
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.CRITICAL)
 
 
 def tracking_client(params: Params, workspace: Workspace) -> MlflowClient:

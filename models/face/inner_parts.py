@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from jaxtyping import Float, Int
 
-from models.face.inner_shapes import Piece, ball_pieces, mouth_pieces
+from models.face.inner_shapes import IRIS, RGB, Piece, ball_pieces, mouth_pieces
 from models.face.morphable import MorphableModel
 
 LEFT_EYE, RIGHT_EYE, INNER_LIPS = range(42, 48), range(36, 42), range(60, 68)
@@ -162,11 +162,13 @@ def make_inner_parts(
     names: Sequence[str],
     targets: Float[np.ndarray, "N V 3"],
     light: Float[np.ndarray, "3"],
+    iris: RGB = IRIS,
 ) -> InnerParts | None:
     """Parts that fit the openings of a neutral face; None if it has none.
 
     The eyeballs turn by ARKit's eyeLook… shapes, the lower teeth and the tongue go with the jaw, the mouth's walls with
     the lips too. `light` is what the colours are multiplied with, so that eyes do not shine in a dark photo.
+    `iris`: its colour in neutral light.
     """
     if not openings.any:
         return None
@@ -186,7 +188,7 @@ def make_inner_parts(
     for side, loop in (("Left", openings.left_eye), ("Right", openings.right_eye)):
         if len(loop):
             centre, radius = fit_eyeball(vertices[loop])
-            points, shade, own = ball_pieces(radius, name=f"eye_{side.lower()}")
+            points, shade, own = ball_pieces(radius, name=f"eye_{side.lower()}", iris=iris)
             near = np.linalg.norm(vertices[openings.surface] - centre, axis=1) < LIDS_REACH * radius
             lids = openings.surface[near]
             moves_back = [_retreat(vertices[lids], target[lids], centre, radius) for target in targets]

@@ -12,13 +12,17 @@ from jaxtyping import Float, Int
 
 RGB = tuple[float, float, float]
 
-PUPIL_DEG, IRIS_DEG, LIMBUS_DEG, BEHIND_DEG = 9.0, 26.0, 29.5, 115.0
-"""Angles at the centre of an eyeball: an iris of 12 mm in an eyeball of 24."""
+PUPIL_MM, IRIS_MM, LIMBUS_MM, BEHIND_DEG = 2.0, 5.4, 6.0, 115.0
+"""Radii, the same in every adult whatever the size of the eyeball; and the angle at its centre where the ball ends."""
 MERIDIANS = 32
 PUPIL: RGB = (0.02, 0.02, 0.02)
 IRIS: RGB = (0.33, 0.24, 0.17)
-LIMBUS: RGB = (0.14, 0.10, 0.08)
-WHITE: RGB = (0.88, 0.85, 0.82)
+"""Brown, as most eyes are."""
+LIMBUS_SHARE = 0.4
+"""Of the colour of the iris: its dark rim."""
+IRIS_SHADES = (0.8, 1.15, 1.05, 0.75)
+"""From the pupil to the rim; an even iris looks painted."""
+WHITE: RGB = (0.78, 0.745, 0.715)
 WET, MOIST = 0.25, 0.75
 """Roughness of eyes and teeth, and of the rest: darkness must not shine."""
 
@@ -53,24 +57,29 @@ class Piece:
     triangles: Int[np.ndarray, "T 3"]
 
 
-def ball_pieces(radius: float, *, name: str) -> tuple[Float[np.ndarray, "P 3"], Float[np.ndarray, "P"], list[Piece]]:
+def ball_pieces(
+    radius: float, *, name: str, iris: RGB = IRIS
+) -> tuple[Float[np.ndarray, "P 3"], Float[np.ndarray, "P"], list[Piece]]:
     """An eyeball about the origin that looks along +z: points, their shades, and white, limbus, iris and pupil.
 
     Each piece has points of its own, so that colours do not run into each other.
     """
-    pieces, points = [], []
+    pieces, points, shades = [], [], []
     start = 0
+    pupil, rim, end = (np.rad2deg(np.arcsin(min(size / radius, 1.0))) for size in (PUPIL_MM, IRIS_MM, LIMBUS_MM))
+    dark = (LIMBUS_SHARE * iris[0], LIMBUS_SHARE * iris[1], LIMBUS_SHARE * iris[2])
     bands = (
-        ("pupil", PUPIL, np.linspace(0.0, PUPIL_DEG, 3)),
-        ("iris", IRIS, np.linspace(PUPIL_DEG, IRIS_DEG, 4)),
-        ("limbus", LIMBUS, np.linspace(IRIS_DEG, LIMBUS_DEG, 2)),
-        ("white", WHITE, np.linspace(LIMBUS_DEG, BEHIND_DEG, 12)),
+        ("pupil", PUPIL, np.linspace(0.0, pupil, 3)),
+        ("iris", iris, np.linspace(pupil, rim, len(IRIS_SHADES))),
+        ("limbus", dark, np.linspace(rim, end, 2)),
+        ("white", WHITE, np.linspace(end, BEHIND_DEG, 12)),
     )
     around = np.linspace(0.0, 2.0 * np.pi, MERIDIANS, endpoint=False)
     for part, colour, angles in bands:
         polar, turn = np.meshgrid(np.deg2rad(angles), around, indexing="ij")
         grid = np.stack([np.sin(polar) * np.cos(turn), np.sin(polar) * np.sin(turn), np.cos(polar)], 2)
         points.append(radius * grid.reshape(-1, 3))
+        shades.append(np.repeat(IRIS_SHADES if part == "iris" else np.ones(len(angles)), MERIDIANS))
         triangles = _grid_triangles(len(angles), MERIDIANS, closed=True) + start
         pieces.append(Piece(f"{name}_{part}", name, colour, WET, triangles))
         start += len(points[-1])
@@ -78,7 +87,11 @@ def ball_pieces(radius: float, *, name: str) -> tuple[Float[np.ndarray, "P 3"], 
     x, y = found[:, 0] / radius, found[:, 1] / radius
     # The upper lid shades most, and the corners lie deep.
     shade = 1.0 - 0.35 * x**2 - 0.9 * np.maximum(y, 0.0) ** 1.5 - 0.5 * np.maximum(-y, 0.0) ** 2
-    return found, np.clip(shade, 0.35, 1.0), [_without_points(piece, found) for piece in pieces]
+    return (
+        found,
+        np.clip(shade, 0.35, 1.0) * np.concatenate(shades),
+        [_without_points(piece, found) for piece in pieces],
+    )
 
 
 def mouth_pieces(

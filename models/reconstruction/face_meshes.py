@@ -32,8 +32,9 @@ from models.face.inner_parts import (
     make_inner_parts,
     steady_gaze,
 )
-from models.face.lighting import irradiance
+from models.face.inner_shapes import IRIS, RGB
 from models.face.morphable import MorphableModel
+from models.reconstruction.iris_colour import frontal_light, iris_colour
 from models.reconstruction.photos import PhotoFace
 from models.rendering.photo_texture import TexturePainter
 from models.rendering.texture import Texture, texture_at_vertices
@@ -80,20 +81,20 @@ def texture_pixels(texture: Texture) -> UInt8[np.ndarray, "T T 3"]:
 
 @torch.no_grad()
 def inner_parts(
-    coefficients: FaceCoefficients, model: MorphableModel, openings: Openings | None = None
+    coefficients: FaceCoefficients, model: MorphableModel, openings: Openings | None = None, *, iris: RGB = IRIS
 ) -> InnerParts | None:
     """Eyes and mouth of a person (a batch of one) in the light of the photo; None if the face model has its own.
 
-    `openings`: what `find_openings` says of the model, where it is known.
+    `openings`: what `find_openings` says of the model, where it is known. `iris`: what `iris_colour` says.
     """
     names, targets = morph_targets(model)
-    to_camera = torch.tensor([[[0.0, 0.0, -1.0]]])
     return make_inner_parts(
         find_openings(model) if openings is None else openings,
         model.vertices(coefficients.identity)[0].numpy(),
         names=names,
         targets=targets,
-        light=irradiance(to_camera, coefficients.lighting)[0, 0].numpy(),
+        light=frontal_light(coefficients),
+        iris=iris,
     )
 
 
@@ -117,6 +118,7 @@ def write_face_glb(
     animation: Animation | None = None,
     extras: Mapping[str, Any] | None = None,
     openings: Openings | None = None,
+    iris: RGB = IRIS,
 ) -> None:
     """Write the neutral face of a person (a batch of one) with its morph targets and skin.
 
@@ -126,7 +128,7 @@ def write_face_glb(
     buffer = BytesIO()
     Image.fromarray(texture_pixels(texture)).save(buffer, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     chart = painter.chart
-    inner = inner_parts(coefficients, model, openings)
+    inner = inner_parts(coefficients, model, openings, iris=iris)
     if inner is not None and animation is not None:
         animation = replace(animation, weights=steady_gaze(names, animation.weights))
     face = MorphFace(
@@ -148,7 +150,7 @@ def write_face_glb(
         extras={
             **(extras or {}),
             **morphs_note(model),
-            **({} if inner is None else {"made_up": MADE_UP}),
+            **({} if inner is None else {"made_up": MADE_UP, "iris": [round(value, 4) for value in iris]}),
             "face_model": model.stamp(),
         },
         copyright_line=f"face model {model.name}: {licence}" if licence else "",
@@ -165,9 +167,10 @@ def write_face_obj(
     picture: str,
     header: Sequence[str] = (),
     openings: Openings | None = None,
+    iris: RGB = IRIS,
 ) -> None:
     """Write `.obj` and `.mtl` of a face with expression; `picture` names the file with its skin."""
-    inner = inner_parts(coefficients, model, openings)
+    inner = inner_parts(coefficients, model, openings, iris=iris)
     write_textured_obj(
         path,
         model.vertices(coefficients.identity, coefficients.expression)[0].numpy(),
@@ -202,7 +205,7 @@ def save_face(
     if path.suffix not in (".glb", ".obj", ".ply"):
         raise ValueError(f"{path.name}: unknown kind of mesh file, expected .glb, .obj or .ply")
     painter = painter or TexturePainter.build(model, TEXTURE_PX)
-    texture = paint_face(face, model, painter)
+    texture, iris = paint_face(face, model, painter), iris_colour([face]).colour
     if path.suffix == ".ply":
         write_mesh(
             path,
@@ -215,8 +218,9 @@ def save_face(
         return
     if path.suffix == ".glb":
         extras = {"comment": comment}
-        write_face_glb(path, face.coefficients, model, painter=painter, texture=texture, extras=extras)
+        write_face_glb(path, face.coefficients, model, painter=painter, texture=texture, extras=extras, iris=iris)
         return
     picture = path.with_name(f"{path.stem}_texture.png")
-    write_face_obj(path, face.coefficients, model, painter=painter, picture=picture.name, header=[comment])
+    header = [comment]
+    write_face_obj(path, face.coefficients, model, painter=painter, picture=picture.name, header=header, iris=iris)
     Image.fromarray(texture_pixels(texture)).save(picture)
