@@ -85,10 +85,16 @@ def read_rows(path: Path, columns: tuple[str, ...], *, remedy: str) -> list[dict
         raise ValueError(f"{path}: not a CSV file in UTF-8 ({error}); {remedy}") from None
     missing = [name for name in columns if name not in header]
     if missing:
-        found = ", ".join(header[:8]) or "an empty file"
+        found = ", ".join(map(_in_short, header[:8])) or "an empty file"
         raise ValueError(f"{path}: column {', '.join(missing)} is missing, found {found}; {remedy}")
     # Cells beyond the header come as a list under the key None.
     return [{key: value.strip() for key, value in row.items() if isinstance(value, str)} for row in rows]
+
+
+def _in_short(name: str) -> str:
+    # A damaged table has names as long as itself, with line ends and bytes that no terminal shows.
+    short = name if len(name) <= 40 else f"{name[:40]}…"
+    return short if short.isprintable() else repr(short)
 
 
 def read_landmark_table(path: Path, annotations: Annotations) -> None:

@@ -123,13 +123,16 @@ def test_unsafe_rows_are_kept_aside(tmp_path: Path) -> None:
         (b"name,x0\na.jpg,1\n", r"t\.csv: column file is missing, found name, x0; expected columns file"),
         (b"", r"t\.csv: column file is missing, found an empty file"),
         (b"\xff\xfe\x00bad", r"t\.csv: not a CSV file in UTF-8"),
+        (5000 * b"A" + b",y0\n", r"found A{40}…, y0; expected columns file"),
+        (b'"a\nb",\0\n', r"found 'a\\nb', '\\x00'; expected columns file"),
     ],
 )
 def test_tables_that_are_none(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "t.csv"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as caught:
         landmarks(path)
+    assert str(caught.value).isprintable()
 
 
 def test_missing_table(tmp_path: Path) -> None:
