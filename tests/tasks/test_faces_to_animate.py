@@ -12,7 +12,7 @@ from PIL import Image
 from models.animation.gltf import MorphFace, Skin, write_animated_glb
 from models.export import write_mesh
 from models.face.inner_parts import InnerParts
-from models.face.inner_shapes import Piece
+from models.face.inner_shapes import IRIS, Piece
 from models.face.procedural_expressions import ARKIT_NAMES
 from tasks.faces_to_animate import open_face, with_arkit_shapes
 from tests.speaking_face import speaking_face
@@ -38,6 +38,23 @@ def test_a_reconstructed_person_without_its_expression(tmp_path: Path) -> None:
     expected = MODEL.mean + MODEL.identity_basis[0] - 2.0 * MODEL.identity_basis[1]
     assert np.allclose(face.vertices, expected.numpy(), atol=1e-4)
     assert np.allclose(face.colours, (MODEL.albedo_mean + 0.025).numpy(), atol=1e-5)
+
+
+def test_irises_stand_in_documents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "tasks.faces_to_animate.make_inner_parts", lambda *_, iris, **__: seen.append(iris)
+    )  # fmt: skip
+    path = tmp_path / "face.json"
+    path.write_text(json.dumps({**document(), "iris": {"rgb": [0.3, 0.4, 0.6], "confidence": 1.0}}))
+    open_face(path, MODEL)
+    path.write_text(json.dumps(document()))
+    open_face(path, MODEL)
+    assert seen == [(0.3, 0.4, 0.6), IRIS]
+    for wrong in ({"rgb": [0.3, 0.4]}, {"rgb": [0.3, 0.4, 1e400]}, {"rgb": "red"}, [], None):
+        path.write_text(json.dumps({**document(), "iris": wrong}))
+        with pytest.raises(ValueError, match=r"not the \.json of a face"):
+            open_face(path, MODEL)
 
 
 def test_documents_that_do_not_fit(tmp_path: Path) -> None:

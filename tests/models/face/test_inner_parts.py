@@ -153,6 +153,23 @@ def test_a_dark_photo_has_dark_eyes(mask: MorphableModel, openings: Openings, pa
     assert np.allclose(dim.colours, parts.colours * light, atol=1e-6)
 
 
+def test_irises_have_the_colour_that_they_are_given(mask: MorphableModel, openings: Openings) -> None:
+    names, targets = morph_targets(mask)
+    blue = (0.3, 0.4, 0.6)
+    found = make_inner_parts(
+        openings, mask.mean.numpy(), names=names, targets=targets, light=np.full(3, 0.5), iris=blue
+    )
+    assert found is not None
+    for side in ("left", "right"):
+        shown = found.colours[piece(found, f"eye_{side}_iris")].mean(0)
+        assert np.allclose(shown / shown.max(), np.array(blue) / 0.6, atol=1e-3)
+        assert shown.max() == pytest.approx(0.3, abs=0.06)
+        (one,) = (own for own in found.pieces if own.name == f"eye_{side}_iris")
+        assert one.colour == pytest.approx((0.15, 0.2, 0.3))
+        radius = np.ptp(found.vertices[piece(found, f"eye_{side}_limbus"), 0]) / 2.0
+        assert radius == pytest.approx(6.0, abs=0.1), "12 mm in every adult"
+
+
 def test_steady_gaze_does_not_squint() -> None:
     names = ("eyeLookInLeft", "eyeLookOutRight", "eyeLookUpLeft", "eyeLookUpRight", "jawOpen")
     steady = steady_gaze(names, np.array([[0.3, -0.2, 0.4, 0.0, 0.7]]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from models.face.camera import crop_camera, project
 from models.face.morphable import MorphableModel
 from models.face.procedural import procedural_face
 from models.face.procedural_expressions import ARKIT_NAMES
-from models.reconstruction.face_meshes import save_face
+from models.reconstruction.face_meshes import paint_face, save_face, write_face_glb, write_face_obj
 from models.reconstruction.photos import PhotoFace
 from models.rendering.photo_texture import TexturePainter
 from tests.browser_player import pose_glb, validate_glb
@@ -68,6 +69,24 @@ def test_glb_is_this_face_with_52_shapes_in_metres(model: MorphableModel, face: 
     assert tree["asset"]["extras"]["shapes"] == "ARKit's 52"
     assert any("sparse" in accessor for accessor in tree["accessors"]), "shapes of parts of a face stay small"
     assert (files / "face.glb").stat().st_size < 3e6
+
+
+def test_irises_of_the_photo_in_glb_and_obj(face: PhotoFace, tmp_path: Path) -> None:
+    mask = deepcopy(procedural_face())
+    inner = mask.part("eyes") | mask.part("mouth")
+    mask.triangles = mask.triangles[~inner[mask.triangles].any(1)]
+    painter, blue = TexturePainter.build(mask, 64), (0.3, 0.4, 0.6)
+    texture = paint_face(face, mask, painter)
+    write_face_glb(tmp_path / "face.glb", face.coefficients, mask, painter=painter, texture=texture, iris=blue)
+    found, _ = read_glb(tmp_path / "face.glb")
+    assert found.inner is not None
+    bluest = found.inner.colours[(found.inner.colours[:, 2] - found.inner.colours[:, 0]).argmax()]
+    assert np.allclose(bluest / bluest[2], (0.5, 2.0 / 3.0, 1.0), atol=0.1)
+    assert tree_of(tmp_path / "face.glb")["asset"]["extras"]["iris"] == list(blue)
+    write_face_obj(tmp_path / "face.obj", face.coefficients, mask, painter=painter, picture="face.png", iris=blue)
+    lines = (tmp_path / "face.mtl").read_text().splitlines()
+    red, _, strong = map(float, lines[lines.index("newmtl eye_left_iris") + 2].split()[1:])
+    assert red / strong == pytest.approx(0.5, abs=0.1)
 
 
 def test_the_skin_shows_the_photo(model: MorphableModel, face: PhotoFace, files: Path) -> None:
