@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import sys
@@ -41,6 +42,8 @@ class Failure:
         message = str(error).strip() or type(error).__name__
         if isinstance(error, OSError) and error.strerror:
             message = f"{error.filename or 'file'}: {error.strerror}"
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                message += "; free some space, the same command goes on"
         if isinstance(error, (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError)):
             return cls(message, REFUSED, trace)
         if isinstance(error, (OSError, TrackingError, StageError)):

@@ -312,9 +312,16 @@ def write_curve(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Save tensors and plain values."""
+    """Save tensors and plain values.
+
+    Raises: OSError naming the file if it cannot be written.
+    """
     with replace_file(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:
+            # What torch says of a full disk is where in its own code it noticed.
+            raise OSError(f"{path}: cannot be written; check the free space") from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:

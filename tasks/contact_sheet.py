@@ -33,8 +33,8 @@ def write_contact_sheet(folder: Path) -> None:
         top, left = place // COLUMNS * CELL_PX, place % COLUMNS * CELL_PX
         sheet[top : top + CELL_PX, left : left + CELL_PX] = cells[sample_id]
     with replace_file(folder / "examples.png") as temporary:
-        if not cv2.imwrite(str(temporary), sheet[..., ::-1]):
-            raise OSError(f"{temporary}: cannot be written; check the free space")
+        # Not by imwrite, which tells of a full disk in a line of its own.
+        temporary.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1])
 
 
 def _spread(sources: list[str], count: int) -> list[int]:

@@ -43,8 +43,8 @@ def write_sheet(path: Path, faces: MeasuredFaces, names: Sequence[str], read: Ca
         at = (left + 4, top + CELL_PX + CAPTION_PX - 7)
         cv2.putText(sheet, caption, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
     with replace_file(path) as temporary:
-        if not cv2.imwrite(str(temporary), sheet[..., ::-1]):
-            raise OSError(f"{temporary}: cannot be written; check the free space")
+        # Not by imwrite, which tells of a full disk in a line of its own.
+        temporary.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1])
 
 
 def write_curves(path: Path, faces: MeasuredFaces, reliability: Sequence[ReliabilityBin]) -> None:

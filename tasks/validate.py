@@ -243,4 +243,5 @@ def _write_examples(path: Path, clean: pa.Table, affine: np.ndarray, examples: d
             cv2.circle(tile, centre, 28, (int(255 * (1 - sure)), int(255 * sure), 0), -1, cv2.LINE_AA, 4)
         top, left = (place * EXAMPLE_SIZE_PX for place in divmod(number, EXAMPLE_COLUMNS))
         sheet[top : top + EXAMPLE_SIZE_PX, left : left + EXAMPLE_SIZE_PX] = tile
-    cv2.imwrite(str(path), sheet[..., ::-1])
+    # imwrite would leave half a picture on a full disk and raise nothing.
+    path.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1])

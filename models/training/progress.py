@@ -12,13 +12,23 @@ STATE = "state.pt"
 
 
 def write_progress(folder: Path, fingerprint: str, content: dict[str, Any]) -> None:
-    """Replace the state of a run; a kill leaves the old one or the new one."""
+    """Replace the state of a run; a kill leaves the old one or the new one.
+
+    Raises: OSError naming the file if it cannot be written.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f"{STATE}.unfinished"
-    with temporary.open("wb") as file:
-        torch.save({"fingerprint": fingerprint, **content}, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with temporary.open("wb") as file:
+            torch.save({"fingerprint": fingerprint, **content}, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:
+        # Of a full disk torch tells by a RuntimeError; what is half written would keep it full.
+        temporary.unlink(missing_ok=True)
+        raise OSError(
+            f"{folder / STATE}: cannot be written ({' '.join(str(error).split())}); check the free space"
+        ) from error
     temporary.replace(folder / STATE)
 
 

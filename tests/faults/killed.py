@@ -7,7 +7,8 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import cv2
@@ -60,6 +61,17 @@ def killed_after(work: Callable[[], None], seconds: float) -> int:
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     return ended(child)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """Here, too, a write that would make a file larger than so many bytes breaks off in the middle."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def digests(folder: Path) -> dict[str, str]:

@@ -18,7 +18,12 @@ from tasks.tracking import TrackingError
         (ParamsError("params.yaml: seed = -1"), REFUSED, "params.yaml: seed = -1"),
         (FileNotFoundError(2, "No such file or directory", "a.npz"), REFUSED, "a.npz: No such file or directory"),
         (FileNotFoundError("a.npz: missing; run ingest"), REFUSED, "a.npz: missing; run ingest"),
-        (OSError(28, "No space left on device", "a.pt"), BROKEN, "a.pt: No space left on device"),
+        (OSError(5, "Input/output error"), BROKEN, "file: Input/output error"),
+        (
+            OSError(28, "No space left on device", "a.pt"),
+            BROKEN,
+            "a.pt: No space left on device; free some space, the same command goes on",
+        ),
         (TrackingError("MLflow cannot be used"), BROKEN, "MLflow cannot be used"),
         (StageError("ingest: broke"), BROKEN, "ingest: broke"),
         (KeyError("x"), BROKEN, "KeyError: 'x' (a fault in Mien; please report it)"),

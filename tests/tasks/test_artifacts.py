@@ -24,6 +24,7 @@ from tasks.artifacts import (
     write_json,
     write_table,
 )
+from tests.faults.killed import files_of_at_most
 
 
 def test_a_folder_takes_the_place_of_the_old_one(tmp_path: Path) -> None:
@@ -121,6 +122,12 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     content = load_checkpoint(tmp_path / "c.pt")
     assert content["size"] == 3
     assert torch.equal(content["weights"]["w"], torch.arange(3.0))
+
+
+def test_a_checkpoint_on_a_full_disk_is_told_in_words_and_leaves_nothing(tmp_path: Path) -> None:
+    with files_of_at_most(1000), pytest.raises(OSError, match=r"c\.pt: cannot be written; check the free space"):
+        save_checkpoint(tmp_path / "c.pt", {"weights": torch.ones(1000)})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_executes_nothing(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from tasks.artifacts import (
 )
 from tasks.params import Params
 from tasks.validate import GateError, failed_folder, validate_labels
+from tests.faults.killed import files_of_at_most
 
 CROP_PX = 64
 
@@ -391,3 +392,8 @@ def test_same_data_same_bytes_and_nothing_elsewhere(
     assert contents[0] == contents[1]
     assert not list(home.iterdir())
     assert not list(here.iterdir())
+
+
+def test_examples_that_the_disk_does_not_hold_are_an_error(tmp_path: Path) -> None:
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large"):
+        validate._write_examples(tmp_path / "examples.png", CLEAN.empty_table(), np.zeros((0, 3, 3)), {})
