@@ -19,6 +19,8 @@ VERTEX_DATA, INDEX_DATA = 34962, 34963
 NUMBERS = {FLOAT: "<f4", UNSIGNED_BYTE: "u1", UNSIGNED_SHORT: "<u2", UNSIGNED_INT: "<u4"}
 WIDTHS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4}
 MAX_BYTES = 2**30
+MAX_VALUE = 1e30
+"""Beyond any length in millimetres; what is larger overflows where it is scaled."""
 
 MM_PER_M = 1000.0
 
@@ -149,6 +151,8 @@ def read_array(tree: Mapping[str, Any], binary: bytes, index: int) -> np.ndarray
         values[rows[:, 0]] = _elements(tree, binary, moved["bufferView"], offset, kind, sparse["count"], width)
     if accessor.get("normalized") and values.dtype.kind == "u":
         return np.asarray(values / np.float32(np.iinfo(values.dtype).max), dtype=np.float32)
+    if values.dtype.kind == "f" and not (np.isfinite(values).all() and np.abs(values).max(initial=0.0) < MAX_VALUE):
+        raise ValueError(f"accessor {index} holds numbers that are not finite or beyond {MAX_VALUE:g}; export it again")
     return values
 
 

@@ -182,6 +182,7 @@ MODELS: dict[str, Callable[[Path], Path]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::models.face.adapters.landmarks.LandmarksFoundWarning")
 @pytest.mark.parametrize("name", MODELS)
 @quick
 @given(data=st.data())

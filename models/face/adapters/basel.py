@@ -44,7 +44,7 @@ from models.face.adapters.principal_modes import (
     triangles_from_rows,
     vertices_from_vector,
 )
-from models.face.adapters.source import file_sha256, require_file, require_keys
+from models.face.adapters.source import file_sha256, named_in_short, require_file, require_keys
 from models.types import LANDMARK_COUNT, PART_NAMES
 
 LICENCE = "Basel Face Model licence of the University of Basel: by registration, non-commercial, not to be passed on"
@@ -85,7 +85,7 @@ def read_basel(path: Path, *, landmarks: Path | None = None, identity_modes: int
     if "meanshape" in names:
         return _read_front(path, landmarks, identity_modes)
     raise ValueError(
-        f"{path}: no Basel Face Model, found keys {', '.join(names) or 'none'}, expected shapeMU, … "
+        f"{path}: no Basel Face Model, found keys {named_in_short(names) or 'none'}, expected shapeMU, … "
         "(01_MorphableModel.mat), meanshape, … (BFM_model_front.mat) or the group shape (.h5)"
     )
 

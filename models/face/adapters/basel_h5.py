@@ -41,7 +41,7 @@ from models.face.adapters.principal_modes import (
     triangles_from_rows,
     vertices_from_vector,
 )
-from models.face.adapters.source import file_sha256, require_file
+from models.face.adapters.source import file_sha256, named_in_short, require_file
 
 MODEL_KEYS = ("mean", "pcaBasis", "pcaVariance")
 
@@ -168,13 +168,13 @@ def _text(file: Any, name: str) -> str | None:
 def _require(path: Path, stored: Mapping[str, Mapping[str, Any]], cells: np.ndarray, found: tuple[str, ...]) -> None:
     if "shape" not in stored:
         raise ValueError(
-            f"{path}: no Basel Face Model, found {', '.join(found) or 'nothing'}, expected the group shape/model"
+            f"{path}: no Basel Face Model, found {named_in_short(found) or 'nothing'}, expected the group shape/model"
         )
     missing = [f"{name}/model/{key}" for name, model in stored.items() for key in MODEL_KEYS if key not in model]
     if not cells.size:
         missing.append("shape/representer/cells")
     if missing:
-        raise ValueError(f"{path}: {', '.join(missing)} are missing, found the groups {', '.join(found)}")
+        raise ValueError(f"{path}: {', '.join(missing)} are missing, found the groups {named_in_short(found)}")
     if cells.ndim != 2 or cells.shape[0] != 3:
         raise ValueError(f"{path}: shape/representer/cells has shape {cells.shape}, expected (3, any)")
 

@@ -9,6 +9,8 @@ from typing import Any
 
 CHUNK_BYTES = 2**20
 
+SHOWN_NAMES, SHOWN_LENGTH = 12, 40
+
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's content, 64 hexadecimal digits."""
@@ -45,5 +47,12 @@ def require_keys(data: Mapping[str, Any], keys: Sequence[str], path: Path) -> No
     """
     missing = [key for key in keys if key not in data]
     if missing:
-        found = ", ".join(sorted(data)) or "none"
+        found = named_in_short(sorted(data)) or "none"
         raise ValueError(f"{path}: keys {', '.join(missing)} are missing, found {found}; is this the right file?")
+
+
+def named_in_short(names: Sequence[str]) -> str:
+    """Names as a message shows them: few, short and printable, however long those of a damaged file are."""
+    cut = [name if len(name) <= SHOWN_LENGTH else f"{name[:SHOWN_LENGTH]}…" for name in names[:SHOWN_NAMES]]
+    shown = ", ".join(name if name.isprintable() else repr(name) for name in cut)
+    return shown if len(names) <= SHOWN_NAMES else f"{shown} and {len(names) - SHOWN_NAMES} more"

@@ -79,6 +79,19 @@ def test_sparse_accessors_are_read(tmp_path: Path) -> None:
     assert np.allclose(found.targets[1:], morph_face().targets[1:], atol=1e-5)
 
 
+@pytest.mark.parametrize("damage", [b"\1\0\xa0\x7f", b"\0\0\x80\xff", b"\0\0\x70\x7f"], ids=["nan", "inf", "huge"])
+def test_numbers_that_no_vertex_has_are_refused(tmp_path: Path, damage: bytes) -> None:
+    write_animated_glb(tmp_path / "face.glb", morph_face())
+    content = (tmp_path / "face.glb").read_bytes()
+    length = struct.unpack_from("<I", content, 12)[0]
+    tree = json.loads(content[20 : 20 + length])
+    accessor = tree["accessors"][tree["meshes"][0]["primitives"][0]["attributes"]["POSITION"]]
+    start = 28 + length + tree["bufferViews"][accessor["bufferView"]].get("byteOffset", 0)
+    (tmp_path / "face.glb").write_bytes(content[:start] + damage + content[start + 4 :])
+    with pytest.raises(ValueError, match=r"accessor \d+ holds numbers that are not finite or beyond 1e\+30"):
+        read_glb(tmp_path / "face.glb")
+
+
 def test_normals_of_a_square() -> None:
     vertices = np.array([[0.0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [5, 5, 5]])
     normals = vertex_normals(vertices, np.array([[0, 1, 2], [0, 2, 3]]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from models.face.adapters.source import file_sha256, files_sha256, require_file, require_keys
+from models.face.adapters.source import file_sha256, files_sha256, named_in_short, require_file, require_keys
 
 
 def test_the_hash_of_a_file_is_that_of_its_content(tmp_path: Path) -> None:
@@ -41,3 +41,10 @@ def test_missing_keys_are_named() -> None:
         require_keys({"b": 2, "a": 1}, ("a", "c", "d"), Path("x.mat"))
     with pytest.raises(ValueError, match="found none"):
         require_keys({}, ("a",), Path("x.mat"))
+
+
+def test_names_of_a_damaged_file_stay_short_and_on_one_line() -> None:
+    assert named_in_short(["mean", "basis"]) == "mean, basis"
+    assert named_in_short([]) == ""
+    assert named_in_short([5000 * "A", "a\nb\0"]) == f"{40 * 'A'}…, 'a\\nb\\x00'"
+    assert named_in_short([str(number) for number in range(14)]).endswith(", 10, 11 and 2 more")
