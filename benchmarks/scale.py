@@ -8,7 +8,8 @@ process of its own; then once more with nothing new, once with one photo in a hu
 A row for each size, change and stage holds `seconds` and `cpu_seconds` (of all workers; imports left out), the photos
 in the folder for each of both, `peak_mib` (largest resident memory of the process, or of a worker) and `above_mib` (the
 same beyond what the imports took), and after the first run `share`: processor time relative to that of the first run.
-Beside the first run stands `bytes_per_photo`: what photos, outputs and what is kept beside them take.
+Beside the first run stands `bytes_per_photo`: what photos, outputs and what is kept beside them take. With `--until`
+only the first stages run, for sizes at which all would take hours.
 """
 
 from __future__ import annotations
@@ -42,17 +43,31 @@ def main(
     side_px: Annotated[int, typer.Option(help="Larger side of a photo.")] = 480,
     runner: Annotated[str, typer.Option(help="serial, threads, processes, dask or ray.")] = "serial",
     workers: Annotated[int | None, typer.Option(help="Default: one for each core.")] = None,
+    until: Annotated[
+        str, typer.Option(help="Last stage to run, of those above; bytes and rows are of these alone.")
+    ] = STAGES[-1],
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the rows here.")] = None,
 ) -> None:
     """Run the stages before training on growing folders, and again with a little more."""
     rows: list[Row] = []
+    stages = stages_until(until)
     for count in photos or [1000]:
         place = (folder / f"{runner}-{count}").resolve()
         make_workspace(place, detector.resolve(), runner=runner, workers=workers)
-        rows += measure(place, count, side_px)
+        rows += measure(place, count, side_px, stages=stages)
         show(rows)
         if json_file:
             json_file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def stages_until(last: str) -> tuple[str, ...]:
+    """The first stages, as each reads what the one before it wrote.
+
+    Raises: ValueError if there is none of that name.
+    """
+    if last not in STAGES:
+        raise ValueError(f"stage {last!r} is unknown, expected one of {', '.join(STAGES)}")
+    return STAGES[: STAGES.index(last) + 1]
 
 
 def make_workspace(place: Path, detector: Path, *, runner: str, workers: int | None) -> None:
@@ -71,7 +86,7 @@ def make_workspace(place: Path, detector: Path, *, runner: str, workers: int | N
     (place / "params.yaml").write_text(yaml.safe_dump(params), encoding="utf-8")
 
 
-def measure(place: Path, count: int, side_px: int) -> list[Row]:
+def measure(place: Path, count: int, side_px: int, *, stages: tuple[str, ...] = STAGES) -> list[Row]:
     """All changes of one size."""
     album = place / "photos"
     started = time.monotonic()
@@ -88,7 +103,7 @@ def measure(place: Path, count: int, side_px: int) -> list[Row]:
         elif change == "scattered":
             places = np.linspace(0, count - 1, new).astype(int)
             write_photos(album, [f"{at // 1000:05d}/{at % 1000:03d}7.jpg" for at in places], side_px, seed=2)
-        for stage in STAGES:
+        for stage in stages:
             found = in_process_of_its_own(place, stage)
             first.setdefault(stage, found["cpu_seconds"])
             rows.append(
@@ -107,7 +122,7 @@ def measure(place: Path, count: int, side_px: int) -> list[Row]:
             )
             print(json.dumps(rows[-1]), flush=True)
         if change == "first":
-            folders = {"photos": "photos", "kept": ".mien"} | {stage: f"artifacts/{stage}" for stage in STAGES}
+            folders = {"photos": "photos", "kept": ".mien"} | {stage: f"artifacts/{stage}" for stage in stages}
             sizes = {name: bytes_below(place / below) / count for name, below in folders.items()}
             rows[-1]["bytes_per_photo"] = {name: round(size) for name, size in sizes.items()}
             print(json.dumps(rows[-1]["bytes_per_photo"]), flush=True)
