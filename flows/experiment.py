@@ -175,6 +175,7 @@ def priors(
             variants=tuple(prior_variants(params)),
             reference="without",
             headline=("all", "without"),
+            by_tone=True,
         )
         _run(experiment, params, workspace, out, variants, image_only=False, seeds=seeds, dry_run=dry_run)
 

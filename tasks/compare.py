@@ -36,6 +36,9 @@ COLUMNS = {
 PAIRED = ("vertex_error_mm", "similarity")
 """Numbers known of every photo whose differences get intervals."""
 
+GROUPED = ("vertex_error_mm", "similarity", "psnr_db")
+"""Numbers known of every photo that are given per group of photos."""
+
 PANELS = ("vertex_error_mm", "depth_slope", "similarity")
 DPI = 110
 BLUE, GREEN, RED, GREY = "#3b6ea8", "#5aa469", "#c8453b", "#9aa0a6"
@@ -77,8 +80,11 @@ def write_comparison(
     axis: str | None,
     persons: np.ndarray,
     command: str,
+    photo_groups: Mapping[str, np.ndarray] | None = None,
 ) -> list[Path]:
     """Write NAME.json, NAME.md and NAME.png; `persons` (N,) of the test photos are drawn again for the intervals.
+
+    `photo_groups`: masks (N,) of photos for which everything is given once more; empty ones are left out.
 
     With an `axis`, one of the `labels` of a result, the picture shows curves over it.
     Degenerate: where the reference was not measured, the first that was takes its place.
@@ -104,6 +110,11 @@ def write_comparison(
         first, second = (groups[variant] for variant in headline)
         content["headline"] = {"first": headline[0], "second": headline[1], **compare(first, second, persons)}
         content["headline"]["sentence"] = _sentence(content["headline"], first[0].title, second[0].title)
+    content["groups"] = {
+        group: {"photos": int(mask.sum()), "rows": _group_rows(groups, reference, persons, mask)}
+        for group, mask in (photo_groups or {}).items()
+        if mask.any()
+    }
     paths = [out / f"{name}{suffix}" for suffix in (".json", ".md", ".png")]
     write_json(paths[0], without_nan(content))
     with replace_file(paths[1]) as temporary:
@@ -163,6 +174,26 @@ def compare(first: Sequence[Result], second: Sequence[Result], persons: np.ndarr
     return found
 
 
+def _group_rows(
+    variants: Mapping[str, Sequence[Result]], reference: str, persons: np.ndarray, mask: np.ndarray
+) -> list[dict[str, Any]]:
+    """Means over seeds of the photos (N,) chosen, and what they differ from the reference by, with intervals."""
+    rows = []
+    for name, results in variants.items():
+        row: dict[str, Any] = {"name": name, "title": results[0].title}
+        for key in GROUPED:
+            own, other = (
+                np.mean([result.values[key].astype(np.float64)[mask] for result in side], axis=0)
+                for side in (results, variants[reference])
+            )
+            row[key] = {"mean": _mean(own)}
+            if name != reference:
+                difference, low, high = paired_difference(own, other, persons[mask])
+                row[key] |= {"difference": difference, "low": low, "high": high}
+        rows.append(row)
+    return rows
+
+
 def flatness_difference(
     first: Sequence[np.ndarray], second: Sequence[np.ndarray], persons: np.ndarray
 ) -> dict[str, dict[str, float]]:
@@ -208,6 +239,16 @@ def table(content: Mapping[str, Any]) -> str:
             lines += ["", f"Rounds of “{row['title']}”, seed {seed}:", ""]
             lines += ["| " + " | ".join(rounds[0]) + " |", "|---" * len(rounds[0]) + "|"]
             lines += ["| " + " | ".join(_plain(value) for value in entry.values()) + " |" for entry in rounds]
+    for name, group in content["groups"].items():
+        lines += ["", f"Of {name}, {group['photos']} photos:", ""]
+        lines += ["| variant | vertex error, mm | Δ | similarity | Δ | PSNR, dB | Δ |", "|---" * 7 + "|"]
+        for row in group["rows"]:
+            cells = [str(row["title"])]
+            for key in GROUPED:
+                value = row[key]
+                cells.append(f"{value['mean']:.3f}")
+                cells.append(_interval(value) if "difference" in value else "–")
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from models.face.morphable import MorphableModel
@@ -35,7 +36,7 @@ from tasks.compare import Result, write_comparison
 from tasks.dataset import load_crops
 from tasks.face_model import load_face_model
 from tasks.identity_report import identity_metrics, true_shapes
-from tasks.measure import Measured, Predict, Truth, measure_stage, prepare_truth, summarize
+from tasks.measure import Measured, Predict, Truth, measure_stage, prepare_truth, summarize, tone_groups
 from tasks.params import Params
 from tasks.predictions import predict_mean_face, predict_network, predict_optimised
 from tasks.refusion import best_round, fuse_again, write_rows
@@ -87,9 +88,21 @@ def run_experiment(
             axis=experiment.axis,
             persons=bench.crops.person.numpy(),
             command=command,
+            photo_groups=skin_tones(workspace, bench.crops) if experiment.by_tone else None,
         )
         for path in paths:
             run.artifact(path)
+
+
+def skin_tones(workspace: Workspace, crops: CropSet) -> dict[str, np.ndarray]:
+    """Photos (N,) of each group of skin tones, as the workspace's last evaluation saw them; none without one."""
+    path = workspace.folder("evaluate") / "samples.parquet"
+    if not path.exists():
+        return {}
+    seen = pq.read_table(path, columns=["sample_id", "tone_deg"]).to_pydict()
+    tones = dict(zip(seen["sample_id"], seen["tone_deg"], strict=True))
+    found = tone_groups(np.array([tones.get(name, np.nan) for name in crops.sample_ids]))
+    return {f"{name} skin": mask for name, mask in found.items()}
 
 
 @dataclass(frozen=True)

@@ -66,6 +66,8 @@ class Experiment:
     """The comparison that matters most: first minus second."""
     axis: str | None = None
     """What of the labels a plot of curves runs over; None: one line of dots per variant."""
+    by_tone: bool = False
+    """Whether the table gives every group of skin tones of the workspace's last evaluation by itself."""
 
 
 def plan(experiment: Experiment, params: Params, workspace: Workspace, *, seeds: int) -> list[Trial]:

@@ -33,7 +33,11 @@ def result(
         line="three stages" if persons else "",
         rounds=list(rounds),
         moments=moments,
-        values={"vertex_error_mm": errors, "similarity": np.full(len(PERSONS), np.nan)},
+        values={
+            "vertex_error_mm": errors,
+            "similarity": np.full(len(PERSONS), np.nan),
+            "psnr_db": np.full(len(PERSONS), 20.0 + error),
+        },
     )
 
 
@@ -131,6 +135,30 @@ def test_a_reference_that_was_not_measured_is_replaced(tmp_path: Path) -> None:
     assert content["reference"] == "one_to_one"
     assert content["rows"][1]["against_reference"]["vertex_error_mm"]["difference"] == pytest.approx(0.2, abs=0.05)
     assert "against “one to one”" in paths[1].read_text()
+
+
+def test_groups_of_photos_have_tables_of_their_own(tmp_path: Path) -> None:
+    better = result("all", 0, 3.0)
+    better.values["vertex_error_mm"][:10] += 1.0
+    light, dark = np.arange(40) < 10, np.arange(40) >= 10
+    paths = write_comparison(
+        tmp_path,
+        [result("without", 0, 3.2), better],
+        name="priors",
+        title="Priors",
+        reference="without",
+        headline=None,
+        axis=None,
+        persons=PERSONS,
+        command="mien experiment priors",
+        photo_groups={"light skin": light, "dark skin": dark, "medium skin": np.zeros(40, dtype=bool)},
+    )
+    groups = json.loads(paths[0].read_text())["groups"]
+    assert {name: group["photos"] for name, group in groups.items()} == {"light skin": 10, "dark skin": 30}
+    found = {name: group["rows"][1]["vertex_error_mm"]["difference"] for name, group in groups.items()}
+    assert found == pytest.approx({"light skin": 0.8, "dark skin": -0.2})
+    assert "difference" not in groups["dark skin"]["rows"][0]["vertex_error_mm"]
+    assert "Of dark skin, 30 photos:" in paths[1].read_text()
 
 
 def test_curves_over_labels(tmp_path: Path) -> None:

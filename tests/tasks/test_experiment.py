@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -15,7 +17,8 @@ from models.face.morphable import MorphableModel
 from models.reconstruction.reconstructor import load_reconstructor
 from tasks import experiment as runner
 from tasks.artifacts import Workspace, load_checkpoint
-from tasks.experiment import run_experiment
+from tasks.dataset import load_crops
+from tasks.experiment import run_experiment, skin_tones
 from tasks.params import Params
 from tasks.train import train_self_supervised
 from tasks.trials import Experiment, plan
@@ -203,3 +206,20 @@ def test_without_landmarks_the_image_alone_counts(workspace: Workspace, tmp_path
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
     changed = network(1.0 - image, torch.zeros(2, 68, 2), confidence)
     assert not torch.equal(first[0], changed[0])
+
+
+def test_skin_tones_come_from_the_last_evaluation(workspace: Workspace, tmp_path: Path) -> None:
+    crops = load_crops(workspace, tiny_params(), split="test")
+    place = Workspace(tmp_path)
+    assert skin_tones(place, crops) == {}
+    names = list(crops.sample_ids)
+    place.folder("evaluate").mkdir(parents=True)
+    table = {"sample_id": [*names[1:], "of other data"], "tone_deg": [50.0] * (len(names) - 1) + [0.0]}
+    pq.write_table(pa.table(table), place.folder("evaluate") / "samples.parquet")
+    found = skin_tones(place, crops)
+    assert {name: int(mask.sum()) for name, mask in found.items()} == {
+        "light skin": len(names) - 1,
+        "medium skin": 0,
+        "dark skin": 0,
+    }
+    assert not found["light skin"][0]
