@@ -2,14 +2,15 @@
 
 Makes a workspace of the preset `smoke` in the folder, runs every stage in it twice undisturbed, and then, stage by
 stage in turn, starts a stage again and kills it at a random moment, looks whether anything half-written is in place,
-runs the stage to its end and compares its output with that of the undisturbed runs. `--disk BYTES` does one round on a
+runs the stage to its end and compares its output with that of the undisturbed runs. `--disk MIB` does one round on a
 disk of that size instead of kills (a tmpfs, so it needs the right to mount one).
 
 A row for each stage holds `seconds` (undisturbed), `kills`, `after` (how many came when the stage had ended already),
-`resumed` (how many next runs took less than three quarters of an undisturbed one), `half_written`, `differ`, both of
-which should be 0, and `compared` files. Files that differ between the two undisturbed runs are compared by their names:
-they hold dates, seconds or the ids of runs. Moments and seconds are those of the processor, so that a machine that does
-other things, too, spreads the kills no less evenly.
+`resumed` (how many next runs took less than three quarters of an undisturbed one), `half_written`, `differ` and
+`faults`, which should be 0, and `compared` files. With `--disk`, `kills` are stages that the disk ended, `after` those
+that fitted, and `faults` those whose error a user would be told as a fault of the program. Files that differ between
+the two undisturbed runs are compared by their names: they hold dates, seconds or the ids of runs. Moments and seconds
+are those of the processor, so that a machine that does other things, too, spreads the kills no less evenly.
 
 A stage runs in a copy of this process, so that what is killed is its work and not its imports. With `--stage` stages
 that come before must have run in the folder, by an earlier call.
@@ -26,6 +27,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -37,6 +39,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows.environment import prepare
+from flows.failures import BROKEN, Failure
 from flows.stages import FUNCTIONS, stage_function
 from flows.workspace import create_workspace, preset_path
 from models.onnx_graph import write_graph
@@ -61,6 +64,11 @@ SMALLER = (
 """Beyond the preset `smoke`: what is killed need not be good."""
 
 LIMIT_S = 1800.0
+
+COUNTS = ("kills", "after", "resumed", "half_written", "differ", "faults")
+
+FAULT = 70
+"""Exit code of a copy whose error a user would be told as a fault of the program."""
 
 Row = dict[str, Any]
 
@@ -99,7 +107,7 @@ def main(
             write(rows, json_file)
     show(rows)
     write(rows, json_file)
-    if any(row["half_written"] or row["differ"] for row in rows):
+    if any(row["half_written"] or row["differ"] or row["faults"] for row in rows):
         raise SystemExit(1)
 
 
@@ -111,7 +119,7 @@ def write(rows: list[Row], json_file: Path | None) -> None:
 
 def new_row(stage: str, files: dict[str, str | None], seconds: float) -> Row:
     """A row without any kill."""
-    counts = dict.fromkeys(("kills", "after", "resumed", "half_written", "differ"), 0)
+    counts = dict.fromkeys(COUNTS, 0)
     return {"stage": stage, "seconds": round(seconds, 2), **counts, "compared": sum(map(bool, files.values()))}
 
 
@@ -175,6 +183,7 @@ def fill_disk(place: Workspace, row: Row, reference: dict[str, str | None], *, m
         code, _ = to_the_end(start(place, stage))
         # A stage that fits is no test of a full disk.
         row["kills" if code else "after"] += 1
+        row["faults"] += code == FAULT
         # One that says it was done must have written all of it.
         whole = bool(code) or same(contents(place.folder(stage)), reference)
         row["half_written"] += not whole or not same(contents(aside / stage), reference)
@@ -191,7 +200,7 @@ def start(place: Workspace, stage: str) -> int:
     child = os.fork()
     if child:
         return child
-    code = 1
+    code = BROKEN
     try:
         torch.set_num_threads(1)
         log = (place.root / ".mien" / "kills.log").open("a", encoding="utf-8")
@@ -199,10 +208,10 @@ def start(place: Workspace, stage: str) -> int:
         os.dup2(log.fileno(), 2)
         stage_function(stage)(load_params(place.params), place)
         code = 0
-    except BaseException:  # noqa: BLE001 - a copy that breaks says so in the log and ends
-        import traceback
-
-        traceback.print_exc()
+    except BaseException as error:  # noqa: BLE001 - a copy that breaks says so in the log and ends
+        failure = Failure.of(error)
+        print(f"{stage}: error: {failure.message}\n{failure.trace}", file=sys.stderr, flush=True)
+        code = FAULT if "a fault in Mien" in failure.message else BROKEN
     finally:
         os._exit(code)
 
@@ -291,9 +300,8 @@ def show(rows: list[Row]) -> None:
     table = Table(*rows[0])
     for row in rows:
         table.add_row(*map(str, row.values()))
-    names = ("kills", "after", "resumed", "half_written", "differ")
-    sums = {name: sum(row[name] for row in rows) for name in names}
-    table.add_row("all", "", *(str(sums[name]) for name in names), "", style="bold")
+    sums = {name: sum(row[name] for row in rows) for name in COUNTS}
+    table.add_row("all", "", *(str(sums[name]) for name in COUNTS), "", style="bold")
     Console().print(table)
 
 
