@@ -34,7 +34,7 @@ def write_contact_sheet(folder: Path) -> None:
         sheet[top : top + CELL_PX, left : left + CELL_PX] = cells[sample_id]
     with replace_file(folder / "examples.png") as temporary:
         # Not by imwrite, which tells of a full disk in a line of its own.
-        temporary.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1])
+        temporary.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
 
 
 def _spread(sources: list[str], count: int) -> list[int]:

@@ -44,7 +44,7 @@ def write_sheet(path: Path, faces: MeasuredFaces, names: Sequence[str], read: Ca
         cv2.putText(sheet, caption, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
     with replace_file(path) as temporary:
         # Not by imwrite, which tells of a full disk in a line of its own.
-        temporary.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1])
+        temporary.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
 
 
 def write_curves(path: Path, faces: MeasuredFaces, reliability: Sequence[ReliabilityBin]) -> None:

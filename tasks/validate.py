@@ -244,4 +244,4 @@ def _write_examples(path: Path, clean: pa.Table, affine: np.ndarray, examples: d
         top, left = (place * EXAMPLE_SIZE_PX for place in divmod(number, EXAMPLE_COLUMNS))
         sheet[top : top + EXAMPLE_SIZE_PX, left : left + EXAMPLE_SIZE_PX] = tile
     # imwrite would leave half a picture on a full disk and raise nothing.
-    path.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1])
+    path.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
