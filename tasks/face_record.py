@@ -29,7 +29,7 @@ class Palette:
     @cached_property
     def painter(self) -> TexturePainter:
         """Of textures."""
-        return TexturePainter.build(self.model, self.texture_px)
+        return TexturePainter.build(self.model, self.texture_px, openings=self.openings)
 
     @cached_property
     def openings(self) -> Openings:

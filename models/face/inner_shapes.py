@@ -86,7 +86,7 @@ def ball_pieces(
     found = np.concatenate(points)
     x, y = found[:, 0] / radius, found[:, 1] / radius
     # The upper lid shades most, and the corners lie deep.
-    shade = np.clip(1.0 - 0.35 * x**2 - 0.9 * np.maximum(y, 0.0) ** 1.5 - 0.5 * np.maximum(-y, 0.0) ** 2, 0.35, 1.0)
+    shade = np.clip(1.0 - 0.5 * x**2 - 1.5 * np.maximum(y, 0.0) ** 1.5 - 0.5 * np.maximum(-y, 0.0) ** 2, 0.35, 1.0)
     return found, shade * np.concatenate(shades), [_without_points(piece, found) for piece in pieces]
 
 

@@ -15,8 +15,10 @@ from jaxtyping import Bool, Float, Int, UInt8
 from torch import Tensor
 
 from models.face.camera import NEAR_MM
+from models.face.inner_parts import Openings
 from models.face.lighting import irradiance
 from models.face.morphable import MorphableModel
+from models.rendering.lids import EyeLids, find_lids, mend_lids
 from models.rendering.shade import vertex_normals
 from models.rendering.texture import SEEN, Texture, attribute_texture, extract_texture, mirror_fill
 from models.rendering.texture_chart import MirrorMap, TextureChart, mirror_map, texture_chart
@@ -38,12 +40,16 @@ class TexturePainter:
 
     chart: TextureChart
     mirror: MirrorMap
+    lids: tuple[EyeLids, ...] = ()
 
     @staticmethod
-    def build(model: MorphableModel, size_px: int) -> TexturePainter:
-        """Raises: ValueError if the size is not positive, or the model has no usable uv."""
+    def build(model: MorphableModel, size_px: int, *, openings: Openings | None = None) -> TexturePainter:
+        """`openings`: what `find_openings` says of the model, where it is known.
+
+        Raises: ValueError if the size is not positive, or the model has no usable uv.
+        """
         chart = texture_chart(model, size_px)
-        return TexturePainter(chart=chart, mirror=mirror_map(model, chart))
+        return TexturePainter(chart=chart, mirror=mirror_map(model, chart), lids=find_lids(model, chart, openings))
 
     @torch.no_grad()
     def paint(
@@ -96,7 +102,8 @@ class TexturePainter:
         """The whole texture from what was seen, under the light in which the mesh (camera space) stands."""
         normals = vertex_normals(vertices[None], self.chart.triangles)
         shaded = (albedo[None] * irradiance(normals, lighting[None])).clamp(0.0, 1.0)
-        return mirror_fill(seen, chart=self.chart, mirror=self.mirror, fallback=attribute_texture(shaded, self.chart))
+        fallback = attribute_texture(shaded, self.chart)
+        return mend_lids(mirror_fill(seen, chart=self.chart, mirror=self.mirror, fallback=fallback), self.lids)
 
 
 def _outside(size: tuple[int, int], outlines: Sequence[np.ndarray]) -> Bool[np.ndarray, "H W"]:

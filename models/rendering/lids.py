@@ -1,0 +1,199 @@
+"""Skin of the lids: a photo of open eyes hardly shows it, and shows lashes, brows and eyes where it lies.
+
+What closes over an eye is folded away in the photo or seen edge-on. There the texture keeps what looks like the skin
+around, and the rest becomes that skin, continued smoothly, with a line of lashes at the edge of the upper lid.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from scipy.spatial import cKDTree
+from torch import Tensor
+from torch.nn import functional
+
+from models.animation.morphs import morph_targets
+from models.face.inner_parts import Openings, find_openings
+from models.face.morphable import MorphableModel
+from models.rendering.texture import DARKEST, FILLED, MIRRORED, OUTSIDE, SEEN, Texture, continue_smoothly
+from models.rendering.texture_chart import TextureChart
+
+BLINKS = ("eyeBlinkLeft", "eyeBlinkRight")
+STILL, FOLDED = 0.08, 0.3
+"""What a blink moves by less, or more, of its largest motion is no lid, or all lid."""
+AT_EDGE_MM, OFF_EDGE_MM = 2.0, 4.5
+"""So near to an opening the skin is lid too, and so far from it no more."""
+AROUND_MM = 11.0
+"""Skin so near to the lids is like theirs."""
+
+DIMMEST, BRIGHTEST = 0.86, 1.25
+"""Brightness of that skin by its median: darker is a brow, glasses or a deep fold, brighter a glint."""
+MOST_TINT = 0.09
+"""Difference of the logarithms of two channels' ratios, beyond which it is no skin."""
+LIKE_SKIN = 0.13
+"""Difference of logarithms at which a texel is believed by 1/e."""
+SQUARE_WEIGHT = 0.5
+"""Weight of a texel, by the angle, that is believed for its own sake."""
+SPECKLE_SHARE = 1 / 128
+"""Of the texture's size: believed places that are smaller are none."""
+
+RINGS = 6
+"""A lid is thick: its rim lies some rings of vertices before the opening's edge."""
+BEYOND_SHARE = 1 / 48
+"""Of the texture's size: so much around an eye is looked at with it."""
+
+THICK_MM, LASHES_MM, SHADOW_MM, SHADOW = 0.7, 2.0, 5.0, 0.15
+LASHES = (0.42, 0.36, 0.34)
+"""Of the skin's colour, at the rim of the upper lid; a share of that is the shadow above, in which lids are round."""
+
+
+@dataclass(frozen=True)
+class EyeLids:
+    """The lids of one eye in a texture."""
+
+    share: Float[Tensor, "1 1 H W"]
+    """1 on the lids, 0 elsewhere, smooth between."""
+    around: Bool[Tensor, "1 1 H W"]
+    """Skin near the lids."""
+    lashes: Float[Tensor, "1 1 H W"]
+    """1 at the rim of the upper lid, 0 off it."""
+
+    @property
+    def box(self) -> tuple[slice, slice]:
+        """Rows and columns of the texture outside which there is nothing of this eye."""
+        rows, columns = torch.where((self.share > 0.0)[0, 0] | self.around[0, 0] | (self.lashes > 0.0)[0, 0])
+        beyond = round(BEYOND_SHARE * self.share.shape[-1])
+        top, left = (max(0, int(one.min()) - beyond) for one in (rows, columns))
+        return slice(top, int(rows.max()) + 1 + beyond), slice(left, int(columns.max()) + 1 + beyond)
+
+    def cut(self, rows: slice, columns: slice) -> EyeLids:
+        """The same in a part of the texture."""
+        share, around, lashes = (one[..., rows, columns] for one in (self.share, self.around, self.lashes))
+        return EyeLids(share, around, lashes)
+
+
+def find_lids(model: MorphableModel, chart: TextureChart, openings: Openings | None = None) -> tuple[EyeLids, ...]:
+    """The lids of both eyes, by what ARKit's blinks move; none where a face model lacks these.
+
+    `openings`: what `find_openings` says of the model, where it is known.
+    """
+    names, targets = morph_targets(model)
+    openings = find_openings(model) if openings is None else openings
+    points = chart.interpolate(model.mean[None])[0].double().numpy()
+    skin = chart.interpolate(model.part("skin").float()[None, :, None])[0, :, 0].numpy() > 0.5
+    mean, found = model.mean.double().numpy(), []
+    for name, loop in zip(BLINKS, (openings.left_eye, openings.right_eye), strict=True):
+        if name not in names:
+            continue
+        motion = np.linalg.norm(targets[list(names).index(name)], axis=1)
+        if motion.max() <= 0.0:
+            continue
+        moved = chart.interpolate(torch.from_numpy(motion / motion.max()).float()[None, :, None])[0, :, 0].numpy()
+        share, lashes = _ramp(moved, STILL, FOLDED), np.zeros(len(points))
+        if len(loop):
+            share = np.maximum(share, _ramp(-_distance(points, mean[loop]), -OFF_EDGE_MM, -AT_EDGE_MM))
+            rim = _distance(points, upper_rim(mean, model.triangles.numpy(), loop))
+            lashes = np.maximum(_ramp(-rim, -LASHES_MM, -THICK_MM), SHADOW * share * _ramp(-rim, -SHADOW_MM, 0.0))
+            lashes = lashes * _ramp(points[:, 1] - np.interp(points[:, 0], *_corners(mean[loop])), -1.0, 1.0)
+        share = share * skin
+        lids = points[share > 0.5]
+        if not len(lids):
+            continue
+        near = (cKDTree(lids).query(points)[0] < AROUND_MM) & (share <= 0.0) & skin
+        stacked = torch.from_numpy(np.stack([share, near, lashes * skin], 1)).float()
+        shares, around, line = chart.image(stacked[None]).split(1, 1)
+        found.append(EyeLids(share=shares, around=around > 0.5, lashes=line))
+    return tuple(found)
+
+
+@torch.no_grad()
+def mend_lids(texture: Texture, lids: tuple[EyeLids, ...]) -> Texture:
+    """A whole texture with skin on the lids; see the head of this file."""
+    whole, origins = texture.colour.clone(), texture.origin.clone()
+    reach = max(1, round(SPECKLE_SHARE * whole.shape[-1]))
+    for one in lids:
+        rows, columns = one.box
+        eye = one.cut(rows, columns)
+        colour, origin, weight = (values[..., rows, columns] for values in (whole, origins, texture.weight))
+        skin = _skin_around(colour, eye, origin)
+        if skin is None:
+            continue
+        like = (-((_apart(colour, skin) / LIKE_SKIN) ** 2)).exp()
+        seen, mirrored = ((origin == kind)[:, None] for kind in (SEEN, MIRRORED))
+        believed = seen * like * (weight / SQUARE_WEIGHT).clamp(0.0, 1.0)[:, None]
+        believed = torch.minimum(believed, functional.avg_pool2d(believed, 2 * reach + 1, 1, reach))
+        line = torch.tensor(LASHES, dtype=colour.dtype).view(1, 3, 1, 1)
+        lashed = skin * (1.0 - eye.lashes * (1.0 - line))
+        # What the photo did not show beside a lid was guessed from brows and lashes.
+        hidden = eye.around * torch.where(mirrored, 1.0 - like, (~seen).to(like))
+        hidden = functional.avg_pool2d(functional.max_pool2d(hidden, 2 * reach + 1, 1, reach), 2 * reach + 1, 1, reach)
+        replaced = torch.maximum(torch.maximum(eye.share * (1.0 - believed), eye.lashes), hidden)
+        whole[..., rows, columns] = (1.0 - replaced) * colour + replaced * lashed
+        origins[..., rows, columns] = torch.where((replaced[:, 0] > 0.5) & (origin != OUTSIDE), FILLED, origin)
+    return Texture(colour=whole, weight=texture.weight, origin=origins)
+
+
+def _skin_around(
+    colour: Float[Tensor, "B 3 H W"], eye: EyeLids, origin: Tensor
+) -> Float[Tensor, "B 3 H W"] | None:  # fmt: skip
+    """The skin around an eye continued over its lids; None if no skin is known there."""
+    shown = eye.around & (origin == SEEN)[:, None]
+    if not shown.flatten(1).any(1).all():
+        shown = eye.around.expand(len(colour), -1, -1, -1)
+    logs = (colour + DARKEST).log()
+    bright = logs.mean(1, keepdim=True)
+    tint = logs - bright
+    usual = _median(bright, shown)
+    known = shown & (bright > usual + np.log(DIMMEST)) & (bright < usual + np.log(BRIGHTEST))
+    known &= (tint - _median(tint, shown)).abs().amax(1, keepdim=True) < MOST_TINT
+    if not known.flatten(1).any(1).all():
+        return None
+    return (continue_smoothly(logs, known.to(colour)).exp() - DARKEST).clamp(0.0, 1.0)
+
+
+def _median(values: Float[Tensor, "B C H W"], where: Bool[Tensor, "B 1 H W"]) -> Float[Tensor, "B C 1 1"]:
+    return values.masked_fill(~where, torch.nan).flatten(2).nanmedian(2).values[..., None, None]
+
+
+def _apart(colour: Float[Tensor, "B 3 H W"], skin: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 1 H W"]:
+    return ((colour + DARKEST) / (skin + DARKEST)).log().abs().amax(1, keepdim=True)
+
+
+def upper_rim(
+    mean: Float[np.ndarray, "V 3"], triangles: Int[np.ndarray, "F 3"], loop: Int[np.ndarray, "L"]
+) -> Float[np.ndarray, "N 3"]:
+    """Points along the rim of the upper lid, from corner to corner: the lowest of the rings about an opening."""
+    edges = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
+    inner, outer = mean[loop, 0].min(), mean[loop, 0].max()
+    ring, taken, rings = loop, set(loop.tolist()), []
+    for _ in range(RINGS):
+        points = mean[ring]
+        above = points[points[:, 1] > np.interp(points[:, 0], *_corners(mean[loop]))]
+        rings.append(above[above[:, 0].argsort()])
+        touching = np.unique(edges[np.isin(edges, ring).any(1)])
+        ring = np.array([one for one in touching.tolist() if one not in taken], np.int64)
+        taken.update(ring.tolist())
+    across = np.linspace(0.75 * inner + 0.25 * outer, 0.25 * inner + 0.75 * outer, 9)
+    heights = [np.interp(across, one[:, 0], one[:, 1]).mean() if len(one) else np.inf for one in rings]
+    return rings[int(np.argmin(heights))]
+
+
+def _distance(points: Float[np.ndarray, "N 3"], line: Float[np.ndarray, "L 3"]) -> Float[np.ndarray, "N"]:
+    """Distance of points to a chain of others."""
+    steps = np.linspace(0.0, 1.0, 8)[None, :, None]
+    dense = (line[:-1, None] * (1.0 - steps) + line[1:, None] * steps).reshape(-1, 3)
+    return np.asarray(cKDTree(dense).query(points)[0])
+
+
+def _corners(loop: Float[np.ndarray, "L 3"]) -> tuple[list[float], list[float]]:
+    """The corners of an eye: x of both, and y."""
+    corners = loop[[loop[:, 0].argmin(), loop[:, 0].argmax()]]
+    return corners[:, 0].tolist(), corners[:, 1].tolist()
+
+
+def _ramp(values: Float[np.ndarray, "N"], low: float, high: float) -> Float[np.ndarray, "N"]:
+    share = np.clip((values - low) / (high - low), 0.0, 1.0)
+    return np.asarray(share * share * (3.0 - 2.0 * share))
