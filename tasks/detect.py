@@ -33,7 +33,7 @@ from tasks.artifacts import (
     write_table,
 )
 from tasks.detector_errors import normalized_error
-from tasks.face_model import load_face_model
+from tasks.face_model import shared_face_model
 from tasks.fan_out import Spread, serial
 from tasks.images import read_shard
 from tasks.kept_detections import DETECTED, KeptDetections, part_name, read_part, write_part
@@ -248,7 +248,7 @@ def merge(params: Params, workspace: Workspace, parts: Iterable[DetectedShard]) 
 def _fingerprint(params: Params, workspace: Workspace) -> str:
     """What a detection follows from beside its photo: the detector's weights and settings, the face model, the code."""
     digest = hashlib.sha256(params.detect_landmarks.model_dump_json().encode())
-    digest.update(load_face_model(params, workspace).content_hash().encode())
+    digest.update(shared_face_model(params.face_model, workspace).content_hash().encode())
     if params.detect_landmarks.detector == "hierarchical":
         digest.update((workspace.folder("train_detector") / "checkpoint.pt").read_bytes())
     libraries = [importlib.metadata.version(name) for name in ("torch", "opencv-python", "numpy")]
@@ -261,7 +261,8 @@ def _fingerprint(params: Params, workspace: Workspace) -> str:
 def _angles(params: Params, workspace: Workspace, detections: Sequence[Detection]) -> np.ndarray:
     if not detections:
         return np.zeros((0, 3))
-    model = load_face_model(params, workspace)
+    # Building one takes a second, and a shard with few new photos is looked at in less.
+    model = shared_face_model(params.face_model, workspace)
     angles = head_angles(
         torch.from_numpy(np.array([one.landmarks for one in detections])),
         confidence=torch.from_numpy(np.array([one.confidence for one in detections])),

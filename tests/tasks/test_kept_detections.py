@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from models.face.formats import save_face_model
+from models.face.formats import build_face_model, save_face_model
+from models.face.morphable import MorphableModel
 from models.landmarks.detector import Detection
-from tasks import detect
+from tasks import detect, face_model
 from tasks.artifacts import LANDMARKS, QUARANTINE, SAMPLES, Workspace, read_json, read_table
 from tasks.detect import detect_landmarks
 from tasks.ingest import ingest
@@ -93,6 +94,22 @@ def test_new_photos_alone_are_looked_at(workspace: Workspace, detector: Fake) ->
     assert {name: more[name] for name in first} == first
     assert set(more) - set(first) == {"00.png", "99.png"}
     assert list(more) == sorted(more)
+
+
+def test_the_face_model_is_built_once_for_all_shards(
+    workspace: Workspace, detector: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built = []
+
+    def build(*arguments: Any, **options: Any) -> MorphableModel:
+        built.append(arguments)
+        return build_face_model(*arguments, **options)
+
+    monkeypatch.setattr(face_model, "build_face_model", build)
+    face_model._shared.cache_clear()
+    run(workspace, detector)
+    assert len(list(workspace.folder("ingest").glob("images-*.parquet"))) == 3
+    assert len(built) == 1
 
 
 def test_photos_that_are_gone_leave_nothing_behind(workspace: Workspace, detector: Fake) -> None:
