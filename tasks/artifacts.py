@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import json
 import math
@@ -171,8 +172,9 @@ def replace_folder(path: Path) -> Iterator[Path]:
             temporary.rename(path)
         if old:
             shutil.rmtree(old)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        _name_full_disk(error, path)
         raise
     finally:
         if claim is not None:
@@ -232,9 +234,16 @@ def replace_file(path: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o644)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        _name_full_disk(error, path)
         raise
+
+
+def _name_full_disk(error: BaseException, path: Path) -> None:
+    """Add to the error of a write on a full disk, which names no file, what was to be written."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+        error.filename = str(path)
 
 
 def write_table(path: Path, rows: list[dict[str, Any]] | dict[str, list[Any]], schema: pa.Schema) -> None:

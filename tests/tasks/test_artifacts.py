@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -122,6 +125,16 @@ def test_a_checkpoint_comes_back(tmp_path: Path) -> None:
     content = load_checkpoint(tmp_path / "c.pt")
     assert content["size"] == 3
     assert torch.equal(content["weights"]["w"], torch.arange(3.0))
+
+
+@pytest.mark.parametrize("replace", [replace_file, replace_folder])
+def test_a_full_disk_is_told_with_what_was_to_be_written(tmp_path: Path, replace: Callable[..., Any]) -> None:
+    with pytest.raises(OSError, match="No space left") as caught, replace(tmp_path / "out.json"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "out.json")
+    with pytest.raises(OSError, match=r"^refused$"), replace(tmp_path / "out.json"):
+        raise OSError("refused")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_checkpoint_on_a_full_disk_is_told_in_words_and_leaves_nothing(tmp_path: Path) -> None:
