@@ -39,7 +39,14 @@ def mlflow_server(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     command += ["--backend-store-uri", f"sqlite:///{folder / 'mlflow.db'}", "--artifacts-destination", str(folder)]
     with (
         (folder / "log").open("ab") as log,
-        subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True) as server,
+        subprocess.Popen(
+            command,
+            cwd=folder,
+            env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        ) as server,
     ):
         try:
             wait_until_healthy(f"http://127.0.0.1:{port}", folder / "log", server)
