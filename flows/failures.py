@@ -43,7 +43,9 @@ class Failure:
         if isinstance(error, OSError) and error.strerror:
             message = f"{error.filename or 'file'}: {error.strerror}"
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                message += "; free some space, the same command goes on"
+                # A copy names the sound file first, then the one that has no room.
+                full = error.filename2 or error.filename or "the disk"
+                message = f"{full}: {error.strerror}; free some space, the same command goes on"
         if isinstance(error, (ValueError, FileNotFoundError, IsADirectoryError, NotADirectoryError)):
             return cls(message, REFUSED, trace)
         if isinstance(error, (OSError, TrackingError, StageError)):

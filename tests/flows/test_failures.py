@@ -24,6 +24,11 @@ from tasks.tracking import TrackingError
             BROKEN,
             "a.pt: No space left on device; free some space, the same command goes on",
         ),
+        (
+            OSError(28, "No space left on device", "kept.md", None, "artifacts/a.md"),
+            BROKEN,
+            "artifacts/a.md: No space left on device; free some space, the same command goes on",
+        ),
         (TrackingError("MLflow cannot be used"), BROKEN, "MLflow cannot be used"),
         (StageError("ingest: broke"), BROKEN, "ingest: broke"),
         (KeyError("x"), BROKEN, "KeyError: 'x' (a fault in Mien; please report it)"),
