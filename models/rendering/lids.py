@@ -29,7 +29,7 @@ AT_EDGE_MM, OFF_EDGE_MM = 2.0, 4.5
 AROUND_MM = 11.0
 """Skin so near to the lids is like theirs."""
 
-DIMMEST, BRIGHTEST = 0.86, 1.25
+DIMMEST, BRIGHTEST = 0.92, 1.3
 """Brightness of that skin by its median: darker is a brow, glasses or a deep fold, brighter a glint."""
 MOST_TINT = 0.09
 """Difference of the logarithms of two channels' ratios, beyond which it is no skin."""
@@ -118,7 +118,7 @@ def mend_lids(texture: Texture, lids: tuple[EyeLids, ...]) -> Texture:
         rows, columns = one.box
         eye = one.cut(rows, columns)
         colour, origin, weight = (values[..., rows, columns] for values in (whole, origins, texture.weight))
-        skin = _skin_around(colour, eye, origin)
+        skin = skin_around(colour, eye.around, origin, brightness=(DIMMEST, BRIGHTEST), tint=MOST_TINT)
         if skin is None:
             continue
         like = (-((_apart(colour, skin) / LIKE_SKIN) ** 2)).exp()
@@ -136,19 +136,28 @@ def mend_lids(texture: Texture, lids: tuple[EyeLids, ...]) -> Texture:
     return Texture(colour=whole, weight=texture.weight, origin=origins)
 
 
-def _skin_around(
-    colour: Float[Tensor, "B 3 H W"], eye: EyeLids, origin: Tensor
-) -> Float[Tensor, "B 3 H W"] | None:  # fmt: skip
-    """The skin around an eye continued over its lids; None if no skin is known there."""
-    shown = eye.around & (origin == SEEN)[:, None]
+def skin_around(
+    colour: Float[Tensor, "B 3 H W"],
+    around: Bool[Tensor, "1 1 H W"],
+    origin: Int[Tensor, "B H W"],
+    *,
+    brightness: tuple[float, float],
+    tint: float,
+) -> Float[Tensor, "B 3 H W"] | None:
+    """The skin around a place continued over it; None if no skin is known there.
+
+    Skin is what is about as bright as the most, by the limits of `brightness`, and whose channels have about the ratios
+    of the most, their logarithms within `tint`.
+    """
+    shown = around & (origin == SEEN)[:, None]
     if not shown.flatten(1).any(1).all():
-        shown = eye.around.expand(len(colour), -1, -1, -1)
+        shown = around.expand(len(colour), -1, -1, -1)
     logs = (colour + DARKEST).log()
     bright = logs.mean(1, keepdim=True)
-    tint = logs - bright
+    ratios = logs - bright
     usual = _median(bright, shown)
-    known = shown & (bright > usual + np.log(DIMMEST)) & (bright < usual + np.log(BRIGHTEST))
-    known &= (tint - _median(tint, shown)).abs().amax(1, keepdim=True) < MOST_TINT
+    known = shown & (bright > usual + np.log(brightness[0])) & (bright < usual + np.log(brightness[1]))
+    known &= (ratios - _median(ratios, shown)).abs().amax(1, keepdim=True) < tint
     if not known.flatten(1).any(1).all():
         return None
     return (continue_smoothly(logs, known.to(colour)).exp() - DARKEST).clamp(0.0, 1.0)

@@ -6,7 +6,7 @@ Convention: textures as in models/rendering/texture.py, in the colours of the ph
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -20,8 +20,9 @@ from models.face.lighting import irradiance
 from models.face.morphable import MorphableModel
 from models.rendering.lids import EyeLids, find_lids, mend_lids
 from models.rendering.shade import vertex_normals
-from models.rendering.texture import SEEN, Texture, attribute_texture, extract_texture, mirror_fill
+from models.rendering.texture import SEEN, Texture, attribute_texture, continue_smoothly, extract_texture, mirror_fill
 from models.rendering.texture_chart import MirrorMap, TextureChart, mirror_map, texture_chart
+from models.rendering.underside import Underside, find_underside, mend_underside
 from models.types import Camera
 
 PIXELS_PER_TEXEL = 2.0
@@ -41,6 +42,7 @@ class TexturePainter:
     chart: TextureChart
     mirror: MirrorMap
     lids: tuple[EyeLids, ...] = ()
+    underside: Underside | None = None
 
     @staticmethod
     def build(model: MorphableModel, size_px: int, *, openings: Openings | None = None) -> TexturePainter:
@@ -49,7 +51,12 @@ class TexturePainter:
         Raises: ValueError if the size is not positive, or the model has no usable uv.
         """
         chart = texture_chart(model, size_px)
-        return TexturePainter(chart=chart, mirror=mirror_map(model, chart), lids=find_lids(model, chart, openings))
+        return TexturePainter(
+            chart=chart,
+            mirror=mirror_map(model, chart),
+            lids=find_lids(model, chart, openings),
+            underside=find_underside(model, chart),
+        )
 
     @torch.no_grad()
     def paint(
@@ -103,7 +110,11 @@ class TexturePainter:
         normals = vertex_normals(vertices[None], self.chart.triangles)
         shaded = (albedo[None] * irradiance(normals, lighting[None])).clamp(0.0, 1.0)
         fallback = attribute_texture(shaded, self.chart)
-        return mend_lids(mirror_fill(seen, chart=self.chart, mirror=self.mirror, fallback=fallback), self.lids)
+        whole = mirror_fill(seen, chart=self.chart, mirror=self.mirror, fallback=fallback)
+        whole = mend_underside(mend_lids(whole, self.lids), self.underside)
+        # What was mended goes on beyond the surface, so that no old colour shows between texels.
+        inside = self.chart.inside[None, None].to(whole.colour).expand(len(whole.colour), -1, -1, -1)
+        return replace(whole, colour=continue_smoothly(whole.colour, inside))
 
 
 def _outside(size: tuple[int, int], outlines: Sequence[np.ndarray]) -> Bool[np.ndarray, "H W"]:
