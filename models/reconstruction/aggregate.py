@@ -25,8 +25,8 @@ from torch import Tensor
 
 from models.face.camera import project, to_camera_space
 from models.face.morphable import MorphableModel
-from models.face.sampling import is_arkit_shape
 from models.losses.coefficients import geometry_embedding
+from models.reconstruction.expression_bounds import expression_bounds
 from models.reconstruction.fit import FittedFaces, LandmarkProblem
 from models.reconstruction.photo_fit import landmark_precision
 from models.types import Batch, FaceCoefficients
@@ -298,13 +298,6 @@ def _answered(
         rotation=rotation_matrix_to_axis_angle(matrix),
         translation=coefficients.translation + shift,
     )
-
-
-def expression_bounds(model: MorphableModel, like: Tensor) -> tuple[Float[Tensor, "E"], Float[Tensor, "E"]]:
-    """Shapes with ARKit's names lie between 0 and 1, statistical modes anywhere."""
-    bounded = torch.tensor([is_arkit_shape(name) for name in model.expression_names], device=like.device)
-    infinite = like.new_full((len(bounded),), torch.inf)
-    return torch.where(bounded, 0.0, -infinite), torch.where(bounded, 1.0, infinite)
 
 
 def _relit(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -21,6 +21,7 @@ from models.face.camera import crop_camera
 from models.face.crop import apply_affine, crop_affine, inside_photo, photo_camera, warp_crop
 from models.face.morphable import MorphableModel
 from models.landmarks.detector import Detection, LandmarkDetector, ProvidedDetector, detect_faces
+from models.reconstruction.expression_bounds import ExpressionBounds
 from models.reconstruction.reconstructor import Reconstructor
 from models.types import Batch, FaceCoefficients, Reconstruction, map_tensors, to_device
 
@@ -62,7 +63,7 @@ class PhotoReader:
 
     `detector`: or a function that opens one when the first photo without given points comes. Detection looks at photos
     reduced to `max_side_px`, as training did; the crop is cut from the full photo. Results lie on the processor,
-    wherever the network runs.
+    wherever the network runs, and the weights of ARKit's shapes between 0 and 1.
     """
 
     def __init__(
@@ -91,6 +92,11 @@ class PhotoReader:
     def model(self) -> MorphableModel:
         """The face model, on the processor."""
         return self.reconstructor.model
+
+    @cached_property
+    def bounds(self) -> ExpressionBounds:
+        """Of expressions; the network's answers are held within them."""
+        return ExpressionBounds(self.model)
 
     @property
     def network(self) -> Reconstructor:
@@ -155,6 +161,7 @@ class PhotoReader:
         joined = join_batches([batch for batch, _ in crops])
         seen = to_device(joined, self.device)
         coefficients = to_device(self.network(seen.image, seen.landmarks, seen.confidence), "cpu")
+        coefficients = replace(coefficients, expression=self.bounds.hold(coefficients.expression))
         faces = []
         for row, ((photo, one, name), (batch, affine)) in enumerate(zip(taken, crops, strict=True)):
             own = map_tensors(coefficients, lambda values, row=row: values[row : row + 1])
