@@ -96,14 +96,18 @@ def run(
     epilog=examples(
         "mien workspace workspaces/portraits --preset portraits --set face_model.path=ict.npz "
         "--set ingest.sources.portraits.path=photos",
+        "mien workspace workspaces/ict --set face_model.kind=npz --set face_model.path=ict.npz",
     )
 )
 def workspace(
     folder: Annotated[Path, typer.Argument(help="Folder to make.")],
     preset: Annotated[
-        list[str],
-        typer.Option(help=f"Name ({', '.join(preset_names())}) or file of parameters; later ones change earlier ones."),
-    ],
+        list[str] | None,
+        typer.Option(
+            help=f"Name ({', '.join(preset_names())}) or file of parameters; later ones change earlier ones; "
+            "default: the parameters of the default run."
+        ),
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a parameter; may be repeated.")
     ] = None,
@@ -111,8 +115,7 @@ def workspace(
 ) -> None:
     """Make a folder with parameters, artifacts and registry of its own, beside the default run."""
     with command("workspace", folder):
-        first, *further = (preset_path(name) for name in preset)
-        create_workspace(folder, preset=first, further=further, settings=settings or [])
+        create_workspace(folder, further=[preset_path(name) for name in preset or []], settings=settings or [])
         print(f"{folder}: ready; `mien run --workspace {folder}` runs the pipeline in it")
     if start:
         run(workspace=folder)

@@ -21,10 +21,13 @@ PATH_KEYS = frozenset({"path", "landmarks", "persons", "mapping", "text", "check
 DVC_CONFIG = "[core]\n    analytics = false\n    check_update = false\n    no_scm = true\n"
 
 
-def create_workspace(folder: Path, *, preset: Path, further: Sequence[Path] = (), settings: Sequence[str] = ()) -> None:
+def create_workspace(
+    folder: Path, *, preset: Path | None = None, further: Sequence[Path] = (), settings: Sequence[str] = ()
+) -> None:
     """Make a folder with the parameters of a preset, changed by `key=value` settings, and a DVC graph over our code.
 
-    `further` presets are laid over the first, one after the other.
+    Without a preset the parameters are those of the default run; `further` ones are laid over the first, one after the
+    other.
     Raises: ValueError if the folder is a workspace already or the parameters do not fit; then nothing is written.
     """
     from tasks.params import parse_params
@@ -32,7 +35,8 @@ def create_workspace(folder: Path, *, preset: Path, further: Sequence[Path] = ()
     if (folder / "params.yaml").exists():
         raise ValueError(f"{folder}: is a workspace already; edit its params.yaml, or choose another folder")
     data = read_yaml(SHIPPED / "params.yaml")
-    for layer in (preset, *further):
+    layers = [layer for layer in (preset, *further) if layer is not None]
+    for layer in layers:
         if not layer.is_file():
             raise FileNotFoundError(f"{layer}: no such preset; there are {', '.join(preset_names())}")
         data = merged(data, read_yaml(layer))
@@ -40,7 +44,7 @@ def create_workspace(folder: Path, *, preset: Path, further: Sequence[Path] = ()
         data = changed(data, setting)
     root = folder.resolve()
     data["project"]["code"] = os.path.relpath(CODE, root) if root.is_relative_to(CODE) else str(CODE)
-    name = " and ".join(layer.name for layer in (preset, *further))
+    name = " and ".join(layer.name for layer in layers) or "params.yaml"
     params = parse_params(data, name=f"{name} with the settings given")
     (folder / ".dvc").mkdir(parents=True, exist_ok=True)
     (folder / ".dvc" / "config").write_text(DVC_CONFIG, encoding="utf-8")

@@ -134,6 +134,14 @@ def test_an_unknown_preset_names_those_that_exist(tmp_path: Path) -> None:
         create_workspace(tmp_path / "w", preset=preset_path("nope"))
 
 
+def test_without_a_preset_the_parameters_are_those_of_the_default_run(tmp_path: Path) -> None:
+    create_workspace(tmp_path / "w", settings=["face_model.identity_modes=12"])
+    own, default = (load_params(path / "params.yaml") for path in (tmp_path / "w", CODE))
+    assert own.face_model.identity_modes == 12
+    assert own.model_copy(update={"face_model": default.face_model, "project": default.project}) == default
+    assert "from params.yaml;" in (tmp_path / "w" / "params.yaml").read_text().splitlines()[0]
+
+
 def test_presets_are_laid_over_each_other(tmp_path: Path) -> None:
     model = ["face_model.path=m.npz", "ingest.sources.heads.face_model.path=h.npz"]
     create_workspace(
