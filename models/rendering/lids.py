@@ -26,6 +26,8 @@ STILL, FOLDED = 0.08, 0.3
 """What a blink moves by less, or more, of its largest motion is no lid, or all lid."""
 AT_EDGE_MM, OFF_EDGE_MM = 2.0, 4.5
 """So near to an opening the skin is lid too, and so far from it no more."""
+CORNERS_MM, BROW_MM = 8.0, 2.0
+"""Lashes and paint go so far beyond the lids, and brows begin so far above an opening."""
 AROUND_MM = 11.0
 """Skin so near to the lids is like theirs."""
 
@@ -35,6 +37,8 @@ MOST_TINT = 0.09
 """Difference of the logarithms of two channels' ratios, beyond which it is no skin."""
 LIKE_SKIN = 0.13
 """Difference of logarithms at which a texel is believed by 1/e."""
+MUCH_DARKER = 0.3
+"""The same at the corners, where wrinkles stay and lashes go."""
 SQUARE_WEIGHT = 0.5
 """Weight of a texel, by the angle, that is believed for its own sake."""
 SPECKLE_SHARE = 1 / 128
@@ -60,6 +64,8 @@ class EyeLids:
     """Skin near the lids."""
     lashes: Float[Tensor, "1 1 H W"]
     """1 at the rim of the upper lid, 0 off it."""
+    corners: Float[Tensor, "1 1 H W"]
+    """1 beside the lids, 0 farther off and at the brow."""
 
     @property
     def box(self) -> tuple[slice, slice]:
@@ -71,8 +77,9 @@ class EyeLids:
 
     def cut(self, rows: slice, columns: slice) -> EyeLids:
         """The same in a part of the texture."""
-        share, around, lashes = (one[..., rows, columns] for one in (self.share, self.around, self.lashes))
-        return EyeLids(share, around, lashes)
+        whole = (self.share, self.around, self.lashes, self.corners)
+        share, around, lashes, corners = (one[..., rows, columns] for one in whole)
+        return EyeLids(share, around, lashes, corners)
 
 
 def find_lids(model: MorphableModel, chart: TextureChart, openings: Openings | None = None) -> tuple[EyeLids, ...]:
@@ -102,10 +109,15 @@ def find_lids(model: MorphableModel, chart: TextureChart, openings: Openings | N
         lids = points[share > 0.5]
         if not len(lids):
             continue
-        near = (cKDTree(lids).query(points)[0] < AROUND_MM) & (share <= 0.0) & skin
-        stacked = torch.from_numpy(np.stack([share, near, lashes * skin], 1)).float()
-        shares, around, line = chart.image(stacked[None]).split(1, 1)
-        found.append(EyeLids(share=shares, around=around > 0.5, lashes=line))
+        away = cKDTree(lids).query(points)[0]
+        near = (away < AROUND_MM) & (share <= 0.0) & skin
+        corners = np.zeros(len(points))
+        if len(loop):
+            top = mean[loop, 1].max()
+            corners = _ramp(-away, -CORNERS_MM, 0.0) * _ramp(top - points[:, 1], -BROW_MM, BROW_MM) * skin
+        stacked = torch.from_numpy(np.stack([share, near, lashes * skin, corners], 1)).float()
+        shares, around, line, beside = chart.image(stacked[None]).split(1, 1)
+        found.append(EyeLids(share=shares, around=around > 0.5, lashes=line, corners=beside))
     return tuple(found)
 
 
@@ -129,8 +141,10 @@ def mend_lids(texture: Texture, lids: tuple[EyeLids, ...]) -> Texture:
         lashed = skin * (1.0 - eye.lashes * (1.0 - line))
         # What the photo did not show beside a lid was guessed from brows and lashes.
         hidden = eye.around * torch.where(mirrored, 1.0 - like, (~seen).to(like))
-        hidden = functional.avg_pool2d(functional.max_pool2d(hidden, 2 * reach + 1, 1, reach), 2 * reach + 1, 1, reach)
-        replaced = torch.maximum(torch.maximum(eye.share * (1.0 - believed), eye.lashes), hidden)
+        hidden = functional.avg_pool2d(hidden, reach // 2 * 2 + 1, 1, reach // 2)
+        darker = ((skin + DARKEST) / (colour + DARKEST)).log().mean(1, keepdim=True).clamp_min(0.0)
+        painted = eye.corners * (1.0 - (-((darker / MUCH_DARKER) ** 2)).exp())
+        replaced = torch.stack([eye.share * (1.0 - believed), eye.lashes, hidden, painted]).amax(0)
         whole[..., rows, columns] = (1.0 - replaced) * colour + replaced * lashed
         origins[..., rows, columns] = torch.where((replaced[:, 0] > 0.5) & (origin != OUTSIDE), FILLED, origin)
     return Texture(colour=whole, weight=texture.weight, origin=origins)

@@ -160,3 +160,16 @@ def test_a_model_with_eyes_of_its_own_has_lids_too() -> None:
     assert len(own.lids) == 2
     eyes = own.chart.image(own.chart.interpolate(model.part("eyes").float()[None, :, None]))[0, 0] > 0.5
     assert not any((eye.share[0, 0][eyes] > 0.0).any() for eye in own.lids)
+
+
+def test_lashes_beside_the_lids_go_and_wrinkles_stay(painter: TexturePainter) -> None:
+    skin = torch.tensor(SKIN).view(1, 3, 1, 1).expand(1, 3, TEXTURE_PX, TEXTURE_PX)
+    origin = torch.where(painter.chart.inside, SEEN, 0)[None]
+    spot = torch.stack([(eye.corners > 0.6) & (eye.share == 0.0) for eye in painter.lids]).any(0)
+    assert spot.sum() > 10
+    for darkness, least, most in ((0.3, 0.0, 0.4), (0.9, 0.7, 1.0)):
+        texture = Texture(torch.where(spot, darkness * skin, skin), torch.ones(1, TEXTURE_PX, TEXTURE_PX), origin)
+        found = mend_lids(texture, painter.lids)
+        left = (skin - found.colour).clamp_min(0.0)[spot.expand(1, 3, -1, -1)].mean()
+        was = (skin - texture.colour)[spot.expand(1, 3, -1, -1)].mean()
+        assert least <= left / was <= most + 1e-4
