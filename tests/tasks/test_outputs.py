@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from PIL import Image
 
 from models.face.morphable import MorphableModel
 from models.face.procedural import procedural_face
+from models.reconstruction.iris_colour import IrisColour
 from tasks.face_record import FaceRecord, Palette
+from tasks.output_documents import write_document
 from tasks.outputs import OUTPUTS, TOGETHER, OutputWriter, chosen_outputs
 from tests.browser_player import pose_glb
 from tests.photographed_face import PHOTO_PX, photo_face
@@ -76,6 +79,17 @@ def test_depth_normals_and_overlay_cover_the_same_pixels(records: list[FaceRecor
     # The photo shows exactly this face on black.
     shown = records[0].face.photo.max(2) > 8
     assert (shown != there).mean() < 0.02
+
+
+def test_documents_say_the_colour_of_the_irises(records: list[FaceRecord], folder: Path, tmp_path: Path) -> None:
+    own = records[0].iris
+    found = json.loads((folder / "photo.json").read_text())["iris"]
+    assert found == {"rgb": pytest.approx(own.colour, abs=1e-4), "confidence": pytest.approx(own.confidence, abs=1e-4)}
+    # What all photos of a person say goes before what one says.
+    shared = replace(records[0], person_iris=IrisColour((0.3, 0.4, 0.6), 0.7))
+    write_document(shared, tmp_path / "photo.json")
+    found = json.loads((tmp_path / "photo.json").read_text())["iris"]
+    assert found == {"rgb": [0.3, 0.4, 0.6], "confidence": 0.7}
 
 
 def test_the_table_has_a_row_per_face(folder: Path) -> None:
