@@ -16,6 +16,9 @@ from models.face.sampling import is_arkit_shape
 STEPS = 400
 """Of accelerated descent; vertices then lie within 0.003 mm of where an exact solver puts them."""
 
+ALONE = ("eyeLook", "tongueOut")
+"""Beginnings of the names of shapes that stand for eyeballs and tongue: they never speak for others."""
+
 RIDGE = 1e-3
 """Share of the mean square of a shape's vertices that a weight costs by itself, so that shapes which do the same do not
 trade places."""
@@ -33,6 +36,7 @@ class ExpressionBounds:
 
     def __init__(self, model: MorphableModel) -> None:
         self.low, self.high = (bound.double() for bound in expression_bounds(model, model.mean))
+        self.alone = torch.tensor([name.startswith(ALONE) for name in model.expression_names])
         shapes = model.expression_basis.flatten(1).double()
         metric = shapes @ shapes.T
         metric.diagonal().add_(RIDGE * metric.diagonal().mean())
@@ -45,7 +49,7 @@ class ExpressionBounds:
     def hold(self, expression: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
         """The expressions within bounds whose vertices are nearest, by the sum of their squared distances.
 
-        What lies within bounds already is returned as it is.
+        What lies within bounds already is returned as it is; weights of gaze and tongue are only cut off.
         Method: projected gradients with Nesterov's momentum (FISTA, Beck & Teboulle 2009).
         """
         wanted = expression.double()
@@ -53,16 +57,15 @@ class ExpressionBounds:
         if not outside.any():
             return expression
         wanted = wanted[outside]
-        found = ahead = self._cut(wanted)
+        cut = torch.minimum(torch.maximum(wanted, self.low), self.high)
+        low, high = (torch.where(self.alone, cut, bound) for bound in (self.low, self.high))
+        found = ahead = cut
         pace = 1.0
         for _ in range(STEPS):
-            moved = self._cut(ahead - (ahead - wanted) @ self.descent)
+            moved = torch.minimum(torch.maximum(ahead - (ahead - wanted) @ self.descent, low), high)
             faster = (1.0 + (1.0 + 4.0 * pace * pace) ** 0.5) / 2.0
             ahead = moved + (pace - 1.0) / faster * (moved - found)
             found, pace = moved, faster
         held = expression.clone()
         held[outside] = found.to(expression)
         return held
-
-    def _cut(self, expression: Float[Tensor, "B E"]) -> Float[Tensor, "B E"]:
-        return torch.minimum(torch.maximum(expression, self.low), self.high)
