@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from tasks.artifacts import replace_file
-from tasks.images import Pixels, folder_batches
+from tasks.images import Pixels, encode_png, folder_batches
 
 CELL_PX = 160
 COLUMNS = 8
@@ -33,8 +33,7 @@ def write_contact_sheet(folder: Path) -> None:
         top, left = place // COLUMNS * CELL_PX, place % COLUMNS * CELL_PX
         sheet[top : top + CELL_PX, left : left + CELL_PX] = cells[sample_id]
     with replace_file(folder / "examples.png") as temporary:
-        # Not by imwrite, which tells of a full disk in a line of its own.
-        temporary.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
+        temporary.write_bytes(encode_png(sheet))
 
 
 def _spread(sources: list[str], count: int) -> list[int]:

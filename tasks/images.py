@@ -132,6 +132,11 @@ def encode_jpeg(image: Pixels, *, quality: int) -> bytes:
     return _encode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, quality])
 
 
+def encode_png(image: Pixels) -> bytes:
+    """File content of a PNG. OpenCV's imwrite leaves half a file on a full disk and raises nothing."""
+    return _encode(".png", image, [])
+
+
 def decode_stored(content: bytes) -> Pixels:
     """Pixels of a photo as `encode` and `encode_jpeg` write it; faster than `decode`, and only for our own bytes.
 

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from models.landmarks.accuracy import MeasuredFaces, ReliabilityBin, face_errors
 from models.landmarks.framing import landmark_box
 from tasks.artifacts import replace_file
-from tasks.images import Pixels
+from tasks.images import Pixels, encode_png
 
 CELL_PX, CAPTION_PX, COLUMNS, WORST = 320, 22, 4, 12
 MARGIN = 1.35
@@ -43,8 +43,7 @@ def write_sheet(path: Path, faces: MeasuredFaces, names: Sequence[str], read: Ca
         at = (left + 4, top + CELL_PX + CAPTION_PX - 7)
         cv2.putText(sheet, caption, at, cv2.FONT_HERSHEY_SIMPLEX, 0.36, (0, 0, 0), 1, cv2.LINE_AA)
     with replace_file(path) as temporary:
-        # Not by imwrite, which tells of a full disk in a line of its own.
-        temporary.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
+        temporary.write_bytes(encode_png(sheet))
 
 
 def write_curves(path: Path, faces: MeasuredFaces, reliability: Sequence[ReliabilityBin]) -> None:

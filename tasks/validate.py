@@ -38,7 +38,7 @@ from tasks.artifacts import (
 from tasks.data_docs import write_data_docs
 from tasks.expectations import label_expectations
 from tasks.face_model import load_face_model
-from tasks.images import image_batches
+from tasks.images import encode_png, image_batches
 from tasks.label_table import build_label_table, list_matrix, manifest_rows, take_rows
 from tasks.params import Params
 from tasks.verdict import RowFailure, open_context, validate_table
@@ -243,5 +243,4 @@ def _write_examples(path: Path, clean: pa.Table, affine: np.ndarray, examples: d
             cv2.circle(tile, centre, 28, (int(255 * (1 - sure)), int(255 * sure), 0), -1, cv2.LINE_AA, 4)
         top, left = (place * EXAMPLE_SIZE_PX for place in divmod(number, EXAMPLE_COLUMNS))
         sheet[top : top + EXAMPLE_SIZE_PX, left : left + EXAMPLE_SIZE_PX] = tile
-    # imwrite would leave half a picture on a full disk and raise nothing.
-    path.write_bytes(cv2.imencode(".png", sheet[..., ::-1])[1].tobytes())
+    path.write_bytes(encode_png(sheet))

@@ -22,6 +22,7 @@ from models.face.inner_parts import LEAST_LIGHT, LEFT_EYE, MOST_LIGHT, RIGHT_EYE
 from models.face.inner_shapes import IRIS, RGB
 from models.face.lighting import irradiance
 from models.reconstruction.photos import PhotoFace
+from models.rendering.falloff import ramp
 from models.types import FaceCoefficients
 
 EYE_PX, WIDTH_PX, HEIGHT_PX = 48.0, 64, 40
@@ -112,7 +113,7 @@ def iris_colour(faces: Sequence[PhotoFace]) -> IrisColour:
         pair = [look_at_eye(face.photo, face.detection.landmarks[list(eye)]) for eye in (RIGHT_EYE, LEFT_EYE)]
         widest = max(one.width_px for one in pair)
         for one in pair:
-            towards = _ramp(one.width_px / max(widest, 1e-6), AWAY, TOWARDS)
+            towards = ramp(one.width_px / max(widest, 1e-6), AWAY, TOWARDS)
             looks.append((one.confidence * towards, one.width_px))
             colours.append(one.colour / light)
     sure = np.array([confidence for confidence, _ in looks])
@@ -136,7 +137,7 @@ def believable(colour: Float[np.ndarray, "3"]) -> Float[np.ndarray, "3"]:
     """The nearest colour that irises have: nearest in the convex hull of `IRISES`, brown where the tint is doubtful."""
     heavy, bright = 100.0, float(colour @ BRIGHTNESS)
     _, green, blue = colour / max(float(colour[0]), 0.02)
-    sure = max(_ramp(bright, DIM, CLEAR) * _ramp(green, PURPLE, GREENISH), _ramp(-blue, -BROWNISH[1], -BROWNISH[0]))
+    sure = max(ramp(bright, DIM, CLEAR) * ramp(green, PURPLE, GREENISH), ramp(-blue, -BROWNISH[1], -BROWNISH[0]))
     tinted = sure * colour + (1.0 - sure) * np.array(IRIS) * bright / float(np.array(IRIS) @ BRIGHTNESS)
     shares, _ = nnls(np.vstack([IRISES.T, np.full(len(IRISES), heavy)]), np.append(tinted, heavy))
     return np.asarray(shares @ IRISES / shares.sum())
@@ -172,10 +173,10 @@ def look_at_eye(photo: UInt8[np.ndarray, "H W 3"], points: Float[np.ndarray, "6 
     skin = np.median(picture[-HEIGHT_PX // 4 :].reshape(-1, 3), axis=0).astype(np.float64)
     of_skin = float(iris @ BRIGHTNESS) / max(float(skin @ BRIGHTNESS), 0.05)
     confidence = (
-        _ramp(width, SMALL_PX, LARGE_PX)
-        * _ramp((bottom - top) / EYE_PX, SHUT, OPEN)
-        * _ramp(contrast / max(float(skin @ BRIGHTNESS), 0.05), 0.0, PLAIN_CONTRAST)
-        * _ramp(-of_skin, -PALE, -DARK)
+        ramp(width, SMALL_PX, LARGE_PX)
+        * ramp((bottom - top) / EYE_PX, SHUT, OPEN)
+        * ramp(contrast / max(float(skin @ BRIGHTNESS), 0.05), 0.0, PLAIN_CONTRAST)
+        * ramp(-of_skin, -PALE, -DARK)
     )
     return EyeLook(_without_skin(iris, skin, width), confidence, width)
 
@@ -251,9 +252,3 @@ def _disk(least: float, most: float) -> Float[np.ndarray, "k k"]:
 
 def _sums(values: Float[np.ndarray, "h w"], kernel: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "h w"]:
     return np.asarray(cv2.filter2D(values.astype(np.float32), -1, kernel, borderType=cv2.BORDER_CONSTANT), np.float64)
-
-
-def _ramp(value: float, low: float, high: float) -> float:
-    """0 below `low`, 1 above `high`, smooth between."""
-    share = min(max((float(value) - low) / (high - low), 0.0), 1.0)
-    return share * share * (3.0 - 2.0 * share)

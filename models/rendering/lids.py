@@ -18,6 +18,7 @@ from torch.nn import functional
 from models.animation.morphs import morph_targets
 from models.face.inner_parts import Openings, find_openings
 from models.face.morphable import MorphableModel
+from models.rendering.falloff import densely, ramp
 from models.rendering.texture import DARKEST, FILLED, MIRRORED, OUTSIDE, SEEN, Texture, continue_smoothly
 from models.rendering.texture_chart import TextureChart
 
@@ -99,12 +100,12 @@ def find_lids(model: MorphableModel, chart: TextureChart, openings: Openings | N
         if motion.max() <= 0.0:
             continue
         moved = chart.interpolate(torch.from_numpy(motion / motion.max()).float()[None, :, None])[0, :, 0].numpy()
-        share, lashes = _ramp(moved, STILL, FOLDED), np.zeros(len(points))
+        share, lashes = ramp(moved, STILL, FOLDED), np.zeros(len(points))
         if len(loop):
-            share = np.maximum(share, _ramp(-_distance(points, mean[loop]), -OFF_EDGE_MM, -AT_EDGE_MM))
+            share = np.maximum(share, ramp(-_distance(points, mean[loop]), -OFF_EDGE_MM, -AT_EDGE_MM))
             rim = _distance(points, upper_rim(mean, model.triangles.numpy(), loop))
-            lashes = np.maximum(_ramp(-rim, -LASHES_MM, -THICK_MM), SHADOW * share * _ramp(-rim, -SHADOW_MM, 0.0))
-            lashes = lashes * _ramp(points[:, 1] - np.interp(points[:, 0], *_corners(mean[loop])), -1.0, 1.0)
+            lashes = np.maximum(ramp(-rim, -LASHES_MM, -THICK_MM), SHADOW * share * ramp(-rim, -SHADOW_MM, 0.0))
+            lashes = lashes * ramp(points[:, 1] - np.interp(points[:, 0], *_corners(mean[loop])), -1.0, 1.0)
         share = share * skin
         lids = points[share > 0.5]
         if not len(lids):
@@ -114,7 +115,7 @@ def find_lids(model: MorphableModel, chart: TextureChart, openings: Openings | N
         corners = np.zeros(len(points))
         if len(loop):
             top = mean[loop, 1].max()
-            corners = _ramp(-away, -CORNERS_MM, 0.0) * _ramp(top - points[:, 1], -BROW_MM, BROW_MM) * skin
+            corners = ramp(-away, -CORNERS_MM, 0.0) * ramp(top - points[:, 1], -BROW_MM, BROW_MM) * skin
         stacked = torch.from_numpy(np.stack([share, near, lashes * skin, corners], 1)).float()
         shares, around, line, beside = chart.image(stacked[None]).split(1, 1)
         found.append(EyeLids(share=shares, around=around > 0.5, lashes=line, corners=beside))
@@ -206,17 +207,10 @@ def upper_rim(
 
 def _distance(points: Float[np.ndarray, "N 3"], line: Float[np.ndarray, "L 3"]) -> Float[np.ndarray, "N"]:
     """Distance of points to a chain of others."""
-    steps = np.linspace(0.0, 1.0, 8)[None, :, None]
-    dense = (line[:-1, None] * (1.0 - steps) + line[1:, None] * steps).reshape(-1, 3)
-    return np.asarray(cKDTree(dense).query(points)[0])
+    return np.asarray(cKDTree(densely(line)).query(points)[0])
 
 
 def _corners(loop: Float[np.ndarray, "L 3"]) -> tuple[list[float], list[float]]:
     """The corners of an eye: x of both, and y."""
     corners = loop[[loop[:, 0].argmin(), loop[:, 0].argmax()]]
     return corners[:, 0].tolist(), corners[:, 1].tolist()
-
-
-def _ramp(values: Float[np.ndarray, "N"], low: float, high: float) -> Float[np.ndarray, "N"]:
-    share = np.clip((values - low) / (high - low), 0.0, 1.0)
-    return np.asarray(share * share * (3.0 - 2.0 * share))

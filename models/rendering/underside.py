@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.face.morphable import MorphableModel
+from models.rendering.falloff import densely, ramp
 from models.rendering.lids import skin_around
 from models.rendering.texture import DARKEST, FILLED, OUTSIDE, SEEN, Texture
 from models.rendering.texture_chart import TextureChart
@@ -62,14 +63,13 @@ def find_underside(model: MorphableModel, chart: TextureChart) -> Underside | No
     points = chart.interpolate(model.mean[None])[0].double().numpy()
     skin = chart.interpolate(model.part("skin").float()[None, :, None])[0, :, 0].numpy() > 0.5
     line = marks[list(JAW)]
-    steps = np.linspace(0.0, 1.0, 8)[None, :, None]
-    jaw = (line[:-1, None] * (1.0 - steps) + line[1:, None] * steps).reshape(-1, 3)
+    jaw = densely(line)
     distance, nearest = cKDTree(jaw).query(points)
     offset = points - jaw[nearest]
     beyond = -(offset[:, 1] + BACKWARDS * offset[:, 2])
     ends = max(line[0, 1], line[-1, 1])
-    share = _ramp(beyond, JAW_MM, UNDER_MM) * _ramp(ends - points[:, 1], 0.0, FADE_MM)
-    share = share * _ramp(-distance, -FAR_MM, -NEAR_MM) * skin
+    share = ramp(beyond, JAW_MM, UNDER_MM) * ramp(ends - points[:, 1], 0.0, FADE_MM)
+    share = share * ramp(-distance, -FAR_MM, -NEAR_MM) * skin
     under = points[share > 0.5]
     if not len(under):
         return None
@@ -106,8 +106,3 @@ def mend_underside(texture: Texture, underside: Underside | None) -> Texture:
     whole[..., rows, columns] = (1.0 - replaced) * colour + replaced * shaded
     origins[..., rows, columns] = torch.where((replaced[:, 0] > 0.5) & (origin != OUTSIDE), FILLED, origin)
     return Texture(colour=whole, weight=texture.weight, origin=origins)
-
-
-def _ramp(values: Float[np.ndarray, "N"], low: float, high: float) -> Float[np.ndarray, "N"]:
-    share = np.clip((values - low) / (high - low), 0.0, 1.0)
-    return np.asarray(share * share * (3.0 - 2.0 * share))

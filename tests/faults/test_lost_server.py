@@ -8,8 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +23,7 @@ from tasks.params import Params
 from tasks.tracking import quiet_mlflow, tracking_client
 from tasks.train import train_stage
 from tests.faults.killed import DONE, ended, start
-from tests.local_servers import free_port
+from tests.local_servers import free_port, wait_until_healthy
 from tests.tiny_face import tiny_face
 from tests.tiny_workspace import tiny_params, tiny_workspace
 
@@ -60,18 +58,6 @@ def kill(server: subprocess.Popen[bytes]) -> None:
     if server.poll() is None:
         os.killpg(server.pid, signal.SIGKILL)
         server.wait(60)
-
-
-def wait_until_healthy(address: str, log: Path, server: subprocess.Popen[bytes], seconds: float = 400.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline and server.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.2)
-    raise AssertionError(f"no answer from {address}:\n{log.read_text()}")
 
 
 def trained(params: Params, workspace: Workspace, *, waits_at: int | None = None) -> int:

@@ -9,8 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import pytest
@@ -27,7 +25,7 @@ from tasks.tracking import (
     tracking_client,
     tracking_uri,
 )
-from tests.local_servers import free_port, object_store, postgres
+from tests.local_servers import free_port, object_store, postgres, wait_until_healthy
 
 SOURCE = {"source": "faces", "share": 1.0, "losses": {"photo": 1.9}}
 TRAINING = {"init": "train_geometry", "steps": 1, "sources": [SOURCE]}
@@ -190,7 +188,7 @@ def test_a_team_server_on_postgresql_and_an_object_store(params: Params, tmp_pat
             ) as server,
         ):
             try:
-                wait_until_healthy(address, tmp_path / "log")
+                wait_until_healthy(address, tmp_path / "log", server)
                 section = params.register.model_copy(update={"tracking_uri": address})
                 remote, place = params.model_copy(update={"register": section}), Workspace(tmp_path / "workspace")
                 with track(remote, place, "train_fused") as run:
@@ -208,18 +206,6 @@ def test_a_team_server_on_postgresql_and_an_object_store(params: Params, tmp_pat
                 assert not (place.root / "mlruns").exists()
             finally:
                 os.killpg(server.pid, signal.SIGKILL)
-
-
-def wait_until_healthy(address: str, log: Path, seconds: float = 400.0) -> None:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            with urllib.request.urlopen(f"{address}/health", timeout=2) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, ConnectionError, TimeoutError):
-            time.sleep(0.3)
-    raise AssertionError(f"no answer from {address}:\n{log.read_text()}")
 
 
 def test_what_a_killed_run_left_open_is_ended(params: Params, workspace: Workspace) -> None:
